@@ -1,0 +1,1 @@
+"""Suites, prompts, zero-shot classification, statistics and plots."""

@@ -1,0 +1,1 @@
+"""CLIP's towers as Flax NNX modules, and their pure-function view."""

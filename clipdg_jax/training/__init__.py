@@ -1,0 +1,1 @@
+"""One step, one loop: state, losses, optimiser, sharding, checkpoints, metrics."""
