@@ -1,0 +1,181 @@
+"""A run's directory: whose it is, whether it is finished, and what it holds."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from jax.experimental import multihost_utils
+import numpy as np
+
+from clipdg_jax import errors
+
+# Fields that change how a run is executed, never what it computes. All others are identity.
+OPERATIONAL = (
+    "checkpoint_every",
+    "data.prefetch",
+    "data.root",
+    "data.threads",
+    "data.workers",
+    "deterministic",
+    "dry_run",
+    "eval",
+    "eval_every",
+    "images_every",
+    "keep_checkpoints",
+    "log_every",
+    "mesh",
+    "profile_start",
+    "profile_steps",
+)
+
+
+def split_config(config: ml_collections.ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits a config into its identity and its operational fields, both as flat dicts."""
+    identity, operational = {}, {}
+    for path, value in _flatten(config.to_dict()).items():
+        is_operational = any(path == o or path.startswith(f"{o}.") for o in OPERATIONAL)
+        (operational if is_operational else identity)[path] = value
+    return identity, operational
+
+
+class Workdir:
+    """A claimed run directory.
+
+    Attributes:
+      path: the directory.
+      results: the content of `results.json` if the run is complete, else None.
+    """
+
+    def __init__(self, path: pathlib.Path, results: dict[str, Any] | None):
+        self.path = path
+        self.results = results
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        return self.path / "checkpoints"
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Writes `results.json`, whole or not at all; its presence marks the run complete."""
+        if jax.process_index() == 0:
+            write_json(self.path / "results.json", results)
+
+
+@contextlib.contextmanager
+def claim(
+    path: pathlib.Path, config: ml_collections.ConfigDict, inputs: Mapping[str, str]
+) -> Iterator[Workdir]:
+    """Claims `path` for this config, on all processes; process 0 alone writes.
+
+    Args:
+      path: the run's directory; made if missing.
+      config: the whole config of the run.
+      inputs: name -> fingerprint of everything the run reads; part of the identity.
+
+    Raises:
+      errors.UserError: another process uses the directory, or it belongs to a run with
+        another identity (the differing fields are named).
+    """
+    path = pathlib.Path(path).absolute()
+    lock = None
+
+    def take() -> None:
+        nonlocal lock
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = open(path / ".lock", "w")
+        except OSError as error:
+            raise errors.UserError(
+                f"workdir {path}: {error.strerror}; give a writable directory with --workdir"
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise errors.UserError(
+                f"workdir {path}: is used by another process; wait for it or give another --workdir"
+            ) from error
+        _check_identity(path, config, inputs)
+
+    on_process_zero(take)
+    results = None
+    if (path / "results.json").exists():
+        results = json.loads((path / "results.json").read_text())
+    try:
+        yield Workdir(path, results)
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def on_process_zero(fn: Callable[[], None]) -> None:
+    """Runs `fn` on process 0; a UserError there stops every process, not only that one."""
+    failure = None
+    if jax.process_index() == 0:
+        try:
+            fn()
+        except errors.UserError as error:
+            failure = error
+    if jax.process_count() > 1:
+        failed = multihost_utils.broadcast_one_to_all(np.array(failure is not None))
+        if failed and failure is None:
+            failure = errors.UserError("process 0: refused this run; its message says why")
+    if failure is not None:
+        raise failure
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes JSON atomically (temporary name, flush, rename)."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w") as file:
+            json.dump(value, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise errors.UserError(f"{path}: {error.strerror}; free some space or mend it") from error
+
+
+def _check_identity(
+    path: pathlib.Path, config: ml_collections.ConfigDict, inputs: Mapping[str, str]
+) -> None:
+    identity, operational = split_config(config)
+    identity |= {f"inputs.{name}": value for name, value in inputs.items()}
+    identity = json.loads(json.dumps(identity))  # As it will be read back: tuples are lists.
+    file = path / "config.json"
+    if file.exists():
+        try:
+            used = json.loads(file.read_text())["identity"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise errors.UserError(
+                f"{file}: is not a run's config; give another --workdir or remove it"
+            ) from error
+        missing = object()
+        differing = [
+            f"{key} (was {used.get(key)!r}, now {identity.get(key)!r})"
+            for key in sorted(used.keys() | identity.keys())
+            if used.get(key, missing) != identity.get(key, missing)
+        ]
+        if differing:
+            raise errors.UserError(
+                f"workdir {path}: belongs to a run with another {', '.join(differing)}; "
+                "give another --workdir or the same values"
+            )
+    write_json(file, {"identity": identity, "operational": operational})
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
