@@ -1,0 +1,73 @@
+# `make` lists the targets. Nothing but make and Python 3.11-3.13 is needed: the first target that
+# runs Python creates .venv and installs into it; later calls find it up to date.
+
+PYTHON ?=
+VENV   := .venv
+PY     := $(VENV)/bin/python
+# The stamp's name holds a checksum of what decides the environment's content, so that a fresh
+# checkout's file times never cause an installation, and an edited list always does.
+SUM    := $(shell { cat pyproject.toml tools/bootstrap.sh; echo "$(PYTHON)"; } | cksum | tr ' ' '-')
+STAMP  := $(VENV)/.installed-$(SUM)
+# Two workers suit two cores; `make test JOBS=8` uses more.
+JOBS   ?= 2
+# The test processes share the cores: one thread each, in BLAS too.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP):
+	@PYTHON="$(PYTHON)" sh tools/bootstrap.sh $(@D)
+	@rm -f $(@D)/.installed-*
+	@touch $@
+
+.venv-tpu/.installed-$(SUM):
+	@PYTHON="$(PYTHON)" EXTRAS=tpu sh tools/bootstrap.sh $(@D)
+	@rm -f $(@D)/.installed-*
+	@touch $@
+
+.PHONY: install
+install: $(STAMP)  ## Create .venv: JAX for the GPU where nvidia-smi answers, for the CPU elsewhere
+
+.PHONY: demo
+demo: $(STAMP)  ## Train and evaluate a small CLIP on the demo world (minutes on two cores)
+	$(PY) -m clipdg_jax.main --config=configs/mix.py
+
+.PHONY: study
+study: $(STAMP)  ## The README's study: every mix, every seed (hours)
+	$(PY) -m tools.study
+
+.PHONY: lint
+lint: $(STAMP)  ## Style, format and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+.PHONY: format
+format: $(STAMP)  ## Rewrite the code in the house style
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+
+.PHONY: test
+test: lint  ## Lint, types and the tests (under ten minutes on two cores)
+	$(PYTEST) -m "not full and not gpu"
+
+.PHONY: test-full
+test-full: lint  ## Also the slow tests: kill campaigns, several seeds, full-size parity
+	$(PYTEST) -m "not gpu"
+
+.PHONY: bench-loader
+bench-loader: $(STAMP)  ## Loader throughput on this machine
+	$(PY) -m tools.bench_loader
+
+.PHONY: check-tpu
+check-tpu: .venv-tpu/.installed-$(SUM)  ## Compile the paper's training step for TPUs, without one (own .venv-tpu)
+	.venv-tpu/bin/python -m tools.check_tpu
+
+.PHONY: clean
+clean:  ## Remove the environments and caches; runs/ and data/ stay
+	rm -rf .venv .venv-tpu build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
