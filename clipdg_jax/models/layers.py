@@ -1,0 +1,218 @@
+"""The parts of a transformer, as in open_clip: Flax NNX modules that hold parameters only.
+
+A module declares its parameters, by shape and initialiser; it is not given values when built.
+`model.Model` draws them, one key for each name, and puts them in. Attributes carry open_clip's
+names, so that the path of a parameter is its name in open_clip's state_dict.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+Activation = Callable[[Array], Array]
+Initializer = Callable[..., Array]
+
+EPS = 1e-5  # of torch's LayerNorm
+
+zeros = jax.nn.initializers.zeros
+ones = jax.nn.initializers.ones
+
+
+def normal(std: float) -> Initializer:
+    """N(0, std^2)."""
+    return jax.nn.initializers.normal(std)
+
+
+def uniform(bound: float) -> Initializer:
+    """Uniform on [-bound, bound]."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def param(shape: tuple[int, ...], init: Initializer) -> nnx.Param:
+    """A float32 parameter to be: its shape, and `init(key, shape, dtype)` that will draw it."""
+    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), init=init)
+
+
+def quick_gelu(x: Array) -> Array:
+    """OpenAI's approximation of GELU: x * sigmoid(1.702 x)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "quick_gelu": quick_gelu,
+}
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis, in float32 whatever the input's type, which the output keeps."""
+
+    def __init__(self, width: int):
+        self.weight = param((width,), ones)
+        self.bias = param((width,), zeros)
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPS)
+        shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
+        y = y * self.weight[...].reshape(shape) + self.bias[...].reshape(shape)
+        return y.astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """x @ weight + bias, in x's type."""
+
+    def __init__(self, inputs: int, outputs: int, weight: Initializer, bias: Initializer):
+        self.weight = param((inputs, outputs), weight)
+        self.bias = param((outputs,), bias)
+
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        bias = self.bias[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        return x @ self.weight[...].astype(x.dtype) + bias
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention; torch's nn.MultiheadAttention. Softmax in float32.
+
+    The columns of `in_proj_weight` are the queries', the keys' and the values', in that order.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        causal: bool,
+        fused: bool,
+        in_weight: Initializer,
+        out_weight: Initializer,
+    ):
+        self.heads = heads
+        self.causal = causal
+        self.fused = fused
+        self.in_proj_weight = param((width, 3 * width), in_weight)
+        self.in_proj_bias = param((3 * width,), zeros)
+        self.out_proj = Linear(width, width, out_weight, zeros)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        b, n, d = x.shape
+        qkv = x @ self.in_proj_weight[...].astype(x.dtype)
+        qkv = qkv + self.in_proj_bias[...].astype(x.dtype).reshape(1, 1, -1)
+        q, k, v = jnp.unstack(qkv.reshape(b, n, 3, self.heads, d // self.heads), axis=2)
+        if self.fused:
+            mixed = jax.nn.dot_product_attention(
+                q, k, v, is_causal=self.causal, implementation="cudnn"
+            )
+        else:
+            mixed = attend(q, k, v, self.causal)
+        return self.out_proj(mixed.reshape(b, n, d))
+
+
+def attend(
+    q: Float[Array, "b n h c"], k: Float[Array, "b n h c"], v: Float[Array, "b n h c"], causal: bool
+) -> Float[Array, "b n h c"]:
+    """softmax(q k^T / sqrt(c)) v per head; `causal`: no token sees a later one."""
+    n, c = q.shape[1], q.shape[3]
+    logits = jnp.einsum("bqhc,bkhc->bhqk", q * c**-0.5, k, preferred_element_type=jnp.float32)
+    if causal:
+        seen = jnp.tri(n, dtype=bool).reshape(1, 1, n, n)
+        logits = jnp.where(seen, logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhc->bqhc", weights, v)
+
+
+class Mlp(nnx.Module):
+    """Two layers with the activation between them."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: str,
+        in_weight: Initializer,
+        out_weight: Initializer,
+    ):
+        # torch's nn.Linear draws biases within 1/sqrt(inputs), and open_clip leaves them so.
+        self.c_fc = Linear(width, hidden, in_weight, uniform(width**-0.5))
+        self.c_proj = Linear(hidden, width, out_weight, uniform(hidden**-0.5))
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        return self.c_proj(ACTIVATIONS[self.activation](self.c_fc(x)))
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, attn: Attention, mlp: Mlp, width: int):
+        self.ln_1 = LayerNorm(width)
+        self.attn = attn
+        self.ln_2 = LayerNorm(width)
+        self.mlp = mlp
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+def vision_inits(
+    width: int, hidden: int
+) -> tuple[Initializer, Initializer, Initializer, Initializer]:
+    """Initialisers of a vision block's weights, attention in and out, MLP in and out.
+
+    open_clip leaves these as torch makes them: Xavier-uniform over the whole [d, 3d] matrix for
+    the attention's input, uniform within 1/sqrt(inputs) for the others.
+    """
+    xavier = math.sqrt(6 / (width + 3 * width))
+    return uniform(xavier), uniform(width**-0.5), uniform(width**-0.5), uniform(hidden**-0.5)
+
+
+def text_inits(
+    width: int, layers: int
+) -> tuple[Initializer, Initializer, Initializer, Initializer]:
+    """The same for a text block: normal; OpenAI's scheme, which shrinks the residual outputs."""
+    out = normal(width**-0.5 * (2 * layers) ** -0.5)
+    return normal(width**-0.5), out, normal((2 * width) ** -0.5), out
+
+
+class Transformer(nnx.Module):
+    """A stack of blocks.
+
+    remat and scan are config.ClipConfig's `remat` and `scan_layers`. The scan stacks the blocks'
+    parameters inside the call; outside, and so in checkpoints, they are never stacked.
+    """
+
+    def __init__(self, blocks: list[Block], remat: str, scan: bool):
+        self.resblocks = nnx.List(blocks)
+        self.remat = remat
+        self.scan = scan
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        # All blocks are built alike, so that the first one's structure serves for each.
+        graph, _ = nnx.split(self.resblocks[0])
+        states = [nnx.to_pure_dict(nnx.state(block)) for block in self.resblocks]
+
+        def apply(x: Array, state: dict) -> Array:
+            return nnx.merge(graph, state)(x)
+
+        if self.remat == "full":
+            apply = jax.checkpoint(apply)
+        elif self.remat == "dots":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            apply = jax.checkpoint(apply, policy=policy)
+
+        if self.scan:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+            return jax.lax.scan(lambda x, state: (apply(x, state), None), x, stacked)[0]
+        for state in states:
+            x = apply(x, state)
+        return x
