@@ -1,8 +1,9 @@
-"""Runs the job that a config asks for: flags, distributed start-up, dispatch; nothing else.
+r"""Runs the job that a config asks for: flags, distributed start-up, dispatch; nothing else.
 
     python -m clipdg_jax.main --config=configs/mix.py
     python -m clipdg_jax.main --config=configs/mix.py:natural=3,rendition=1 --config.seed=1
-    python -m clipdg_jax.main --config=configs/mix.py:paper --config.dry_run=True --virtual_devices=8
+    python -m clipdg_jax.main --config=configs/mix.py:paper --config.dry_run=True \
+        --virtual_devices=8
 
 Any field of the config can be set by a flag. The same command again resumes an unfinished
 run; of a finished one it says so. Exit status: 0 done, 2 the user can mend it (one line on
@@ -109,9 +110,7 @@ def default_workdir() -> str:
 
 def _unknown_field(message: str, argv: Sequence[str]) -> str:
     name = message.strip("\"'").split(".")[-1]
-    given = next(
-        (a.split("=")[0].lstrip("-") for a in argv if f".{name}=" in a), f"config.{name}"
-    )
+    given = next((a.split("=")[0].lstrip("-") for a in argv if f".{name}=" in a), f"config.{name}")
     known = [f"config.{path}" for path in _paths(flags.FLAGS["config"].value)]
     close = difflib.get_close_matches(given, known, 1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else "see the docstring of the config file"

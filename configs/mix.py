@@ -106,18 +106,18 @@ def demo() -> ml_collections.ConfigDict:
     config.data.root = "data/demo"
     config.data.workers = 0
     config.data.demo = ml_collections.ConfigDict(
-        dict(
-            natural=24_000,
-            rendition=16_000,
-            ambiguous=0,
-            pool=0,
-            test_natural=2_400,
-            test_style=600,
-            size=48,
-            cue_correlation=0.6,
-            seed=0,
-            vocab_size=1024,
-        )
+        {
+            "natural": 24_000,
+            "rendition": 16_000,
+            "ambiguous": 0,
+            "pool": 0,
+            "test_natural": 2_400,
+            "test_style": 600,
+            "size": 48,
+            "cue_correlation": 0.6,
+            "seed": 0,
+            "vocab_size": 1024,
+        }
     )
     config.eval.suites = "demo,demo_heldout"
     config.eval_every = 500

@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -21,13 +21,26 @@ class DeviceFeed:
     Iterating yields `(host batch, device batch)`. The host batch holds this process's rows, the
     device batch the global ones. An exception of the loader is raised where it would have come.
 
+    Args:
+      batches: this process's rows, batch by batch.
+      mesh: the devices.
+      select: what of a host batch the devices need (32 bits wide at most).
+      depth: batches ahead.
+
     Attributes:
       waited: seconds that the consumer has spent waiting for data.
     """
 
-    def __init__(self, batches: Iterator[HostBatch], mesh: jax.sharding.Mesh, depth: int = 2):
+    def __init__(
+        self,
+        batches: Iterator[HostBatch],
+        mesh: jax.sharding.Mesh,
+        select: Callable[[HostBatch], HostBatch],
+        depth: int = 2,
+    ):
         self._batches = batches
         self._mesh = mesh
+        self._select = select
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
         self.waited = 0.0
@@ -37,7 +50,7 @@ class DeviceFeed:
     def _fill(self) -> None:
         try:
             for batch in self._batches:
-                if not self._offer((batch, sharding.put_batch(batch, self._mesh))):
+                if not self._offer((batch, sharding.put_batch(self._select(batch), self._mesh))):
                     return
             self._offer(None)
         except BaseException as error:  # Handed to the consumer, whatever it is.

@@ -32,12 +32,24 @@ class Cadence:
 
 
 @dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a run carries from step to step beside its state; saved with each checkpoint.
+
+    step: updates made. masked: records so far that could not be read and were masked.
+    metrics: those of the last step.
+    """
+
+    step: int = 0
+    masked: int = 0
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What is left when the loop ends: the final state and the last step's own metrics."""
+    """What is left when the loop ends: the final state and how far it came."""
 
     state: State
-    metrics: dict[str, float]
-    masked: int
+    progress: Progress
 
 
 def train(
@@ -45,9 +57,8 @@ def train(
     state: State,
     feed: feed_lib.DeviceFeed,
     *,
-    start: int,
+    progress: Progress,
     steps: int,
-    masked: int,
     batch_size: int,
     cadence: Cadence,
     log: metrics_lib.MetricLog,
@@ -58,7 +69,7 @@ def train(
     evaluate: EvalFn | None,
     workdir: pathlib.Path,
 ) -> Outcome:
-    """Runs steps `start + 1 ... steps`.
+    """Runs the steps after `progress.step` up to `steps`.
 
     Metrics of a step are read while the next one runs, so that the host never stalls the device;
     before a checkpoint or an evaluation they are read at once, so that nothing is saved that
@@ -66,11 +77,10 @@ def train(
 
     Args:
       step_fn: `(state, batch, scalars) -> (state, metrics)`; donates the state.
-      state: the state after `start` steps.
-      feed: gives the batches of the steps from `start + 1` on.
-      start: steps already done.
+      state: the state after `progress.step` steps.
+      feed: gives the batches of the steps after it.
+      progress: how far an earlier call came; `Progress()` for a new run.
       steps: steps at the end.
-      masked: records masked so far (unreadable ones), carried through checkpoints.
       batch_size: global examples per step.
       cadence: how often to log, save, evaluate, show images and profile.
       log: where metrics go.
@@ -84,24 +94,25 @@ def train(
     Raises:
       errors.UserError: the loss or the gradient is not finite; the last good checkpoint stays.
     """
+    start = progress.step
     meter = _Meter(start, batch_size, flops_per_example, feed)
     pending: tuple[int, Any] | None = None
-    last: dict[str, float] = {}
 
     def settle() -> None:
         """Reads the metrics of the step in flight, checks them and logs them when due."""
-        nonlocal pending, last, masked
+        nonlocal pending, progress
         if pending is None:
             return
         step, values = pending
         pending = None
-        last = {name: value.item() for name, value in jax.device_get(values).items()}
-        masked += batch_size - int(last.pop("valid"))
-        if not last.pop("finite"):
-            raise _diverged(step, last, checkpoints)
-        log.progress(step, f"loss {last['loss']:.3f}")
-        if step % cadence.log == 0 or step == steps:
-            log.write(step, {**last, "masked": masked, **meter.read(step)})
+        read = {name: value.item() for name, value in jax.device_get(values).items()}
+        masked = progress.masked + batch_size - int(read.pop("valid"))
+        if not read.pop("finite"):
+            raise _diverged(step, read, checkpoints)
+        progress = Progress(step, masked, read)
+        log.progress(step, f"loss {read['loss']:.3f}")
+        if _due(step, cadence.log) or step == steps:
+            log.write(step, {**read, "masked": masked, **meter.read(step)})
 
     profiling = False
     batches = iter(feed)
@@ -126,12 +137,12 @@ def train(
         if _due(step, cadence.checkpoint) or step == steps:
             settle()
             with meter.paused():
-                checkpoints.save(step, state, {"masked": masked})
+                checkpoints.save(step, state, dataclasses.asdict(progress))
     settle()
     if profiling:
         jax.profiler.stop_trace()
     checkpoints.wait()
-    return Outcome(state, last, masked)
+    return Outcome(state, progress)
 
 
 def _due(step: int, every: int) -> bool:

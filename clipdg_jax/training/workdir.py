@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import ml_collections
-from jax.experimental import multihost_utils
 import numpy as np
+from jax.experimental import multihost_utils
 
 from clipdg_jax import errors
 

@@ -1,0 +1,76 @@
+"""What a run would take, told without data: parameters, steps, FLOPs, memory per device."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from clipdg_jax.training import losses, memory, metrics, step
+
+
+def report(
+    *,
+    name: str,
+    state: step.State,
+    objective: losses.Objective,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+    scalars: Mapping[str, Any],
+    mesh: Mesh,
+    batch_size: int,
+    steps: int,
+    flops_per_example: int,
+) -> str:
+    """The dry run's report, as text.
+
+    Args:
+      name: of the model.
+      state: abstract, from `step.abstract_state`.
+      objective: what is trained.
+      batch: shapes of a global batch.
+      scalars: what the objective takes besides.
+      mesh: the devices.
+      batch_size: global examples per step.
+      steps: length of the run.
+      flops_per_example: closed form, forward and backward.
+
+    State bytes are exact for the shardings. Activations are what the backward pass keeps from
+    the forward pass (saved residuals), spread evenly over the devices; a compiler may keep less,
+    and needs scratch space besides.
+    """
+    trained, frozen = _count(state["params"]), _count(state["frozen"])
+    devices = mesh.devices.size
+    state_bytes = memory.state_bytes_per_device(state)
+    activations = (
+        memory.activation_bytes(objective, step.merged_params(state), batch, scalars) // devices
+    )
+    lines = [
+        ("model", name),
+        ("parameters", f"{trained + frozen:,}"),
+        ("trained parameters", f"{trained:,}"),
+        ("devices", f"{devices} (data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})"),
+        ("batch size", f"{batch_size:,} ({batch_size // devices:,} per device)"),
+        ("steps", f"{steps:,}"),
+        ("examples", f"{steps * batch_size:,}"),
+        ("FLOPs per example", f"{flops_per_example / 1e9:.3f} GFLOP (forward and backward)"),
+        ("FLOPs per step", f"{flops_per_example * batch_size / 1e12:,.3f} TFLOP"),
+        ("FLOPs of the run", f"{flops_per_example * batch_size * steps / 1e18:,.4g} EFLOP"),
+        ("state per device", f"{_gib(state_bytes)} (parameters and optimiser, exact)"),
+        ("activations per device", f"{_gib(activations)} (saved residuals)"),
+        ("memory per device", f"{_gib(state_bytes + activations)} and the compiler's scratch"),
+    ]
+    for kind in ("A100", "H100", "TPU v5e"):
+        rate = 0.4 * metrics.PEAK_FLOPS[kind] * devices
+        hours = flops_per_example * batch_size * steps / rate / 3600
+        lines.append((f"hours on {devices} x {kind}", f"{hours:,.3g} at an assumed MFU of 0.4"))
+    width = max(len(key) for key, _ in lines)
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in lines)
+
+
+def _count(params: Mapping[str, jax.ShapeDtypeStruct]) -> int:
+    return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in params.values())
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.3f} GiB"

@@ -1,0 +1,165 @@
+"""Runs the README's study: three mixes, three seeds, and the cue correlation at three values.
+
+    python -m tools.study --runs=runs/study --parallel=2
+
+Each cell is one run of `configs/mix.py:study` in a workdir of its own, so that the same command
+again goes on where the last one stopped. All cells see equally many examples. At the end it
+writes `study.md` (the tables of the README), `study.json` and `study.png` to the runs directory.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import matplotlib
+from absl import flags
+
+from clipdg_jax import errors
+from clipdg_jax.evaluation import plots
+from tools import cli
+
+matplotlib.use("Agg")
+
+RUNS = flags.DEFINE_string("runs", "runs/study", "Where the runs and the tables go.")
+PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs at a time.", lower_bound=1)
+SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each mix at the default correlation.")
+EXTRA = flags.DEFINE_multi_string("set", [], "field=value, handed to every run as --config.field.")
+
+MIXES = {
+    "natural only": "natural=1,rendition=0",
+    "mix 3:1": "natural=3,rendition=1",
+    "rendition only": "natural=0,rendition=1",
+}
+CORRELATIONS = (0.0, 0.3, 0.6)
+DEFAULT_CORRELATION = 0.6
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of the study."""
+
+    mix: str
+    seed: int
+    correlation: float
+
+    @property
+    def name(self) -> str:
+        return (
+            f"{self.mix.replace(' ', '-').replace(':', '')}-cue{self.correlation}-seed{self.seed}"
+        )
+
+    def command(self, runs: pathlib.Path, extra: Sequence[str]) -> list[str]:
+        """The command line of the run."""
+        return [
+            sys.executable,
+            "-m",
+            "clipdg_jax.main",
+            f"--config=configs/mix.py:study,{MIXES[self.mix]}",
+            f"--workdir={runs / self.name}",
+            f"--config.seed={self.seed}",
+            f"--config.data.root=data/study-cue{self.correlation}",
+            f"--config.data.demo.cue_correlation={self.correlation}",
+            *(f"--config.{assignment}" for assignment in extra),
+        ]
+
+
+def cells(seeds: int) -> list[Cell]:
+    """Every cell: all mixes and seeds at the default correlation, one seed at the others."""
+    main = [Cell(mix, seed, DEFAULT_CORRELATION) for seed in range(seeds) for mix in MIXES]
+    others = [c for c in CORRELATIONS if c != DEFAULT_CORRELATION]
+    return main + [Cell(mix, 0, c) for c in others for mix in ("natural only", "mix 3:1")]
+
+
+def run_cell(cell: Cell, runs: pathlib.Path, extra: Sequence[str]) -> dict:
+    """Runs a cell to its end, or finds it finished, and returns its results."""
+    runs.mkdir(parents=True, exist_ok=True)
+    with open(runs / f"{cell.name}.log", "w") as log:
+        # One thread each where several run at a time: small matrix products share badly.
+        env = dict(os.environ)
+        status = subprocess.run(
+            cell.command(runs, extra), stdout=log, stderr=subprocess.STDOUT, env=env, check=False
+        ).returncode
+    if status:
+        tail = (runs / f"{cell.name}.log").read_text().strip().splitlines()[-1:]
+        raise errors.UserError(f"{cell.name}: exit status {status}: {' '.join(tail)}")
+    print(f"done: {cell.name}", flush=True)
+    return json.loads((runs / cell.name / "results.json").read_text())
+
+
+def domain_accuracy(results: dict, suite: str, domain: str) -> float:
+    """Mean top-1 over the test sets of one domain of a suite."""
+    tests = results["zero_shot"][suite].values()
+    return statistics.fmean(t["top1"] for t in tests if t["domain"] == domain)
+
+
+def row_values(results: dict) -> dict[str, float]:
+    """The columns of the study's table, as fractions, from one run's results."""
+    styles = {
+        name: t["top1"] for name, t in results["zero_shot"]["demo"].items() if name != "natural"
+    }
+    held_out = {name: t["top1"] for name, t in results["zero_shot"]["demo_heldout"].items()}
+    return {
+        "natural": domain_accuracy(results, "demo", "natural"),
+        "renditions": domain_accuracy(results, "demo", "rendition"),
+        **styles,
+        **{f"{name} (held out)": value for name, value in held_out.items()},
+    }
+
+
+def table(rows: dict[str, list[dict[str, float]]]) -> str:
+    """A Markdown table in percent: mean, and ± standard deviation over seeds where several."""
+    columns = list(next(iter(rows.values()))[0])
+    lines = [
+        "| trained on | " + " | ".join(columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for name, values in rows.items():
+        entries = []
+        for column in columns:
+            numbers = [100 * v[column] for v in values]
+            entry = f"{statistics.fmean(numbers):.1f}"
+            if len(numbers) > 1:
+                entry += f" ± {statistics.stdev(numbers):.1f}"
+            entries.append(entry)
+        lines.append(f"| {name} | " + " | ".join(entries) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    runs = pathlib.Path(RUNS.value)
+    todo = cells(SEEDS.value)
+    with concurrent.futures.ThreadPoolExecutor(PARALLEL.value) as pool:
+        found = dict(
+            zip(todo, pool.map(lambda c: run_cell(c, runs, EXTRA.value), todo), strict=True)
+        )
+    by_mix = {
+        mix: [
+            row_values(r)
+            for c, r in found.items()
+            if c.mix == mix and c.correlation == DEFAULT_CORRELATION
+        ]
+        for mix in MIXES
+    }
+    by_correlation = {
+        f"{mix}, cue correlation {correlation}": [row_values(found[Cell(mix, 0, correlation)])]
+        for correlation in CORRELATIONS
+        for mix in ("natural only", "mix 3:1")
+    }
+    text = f"{table(by_mix)}\n\n{table(by_correlation)}\n"
+    (runs / "study.md").write_text(text)
+    (runs / "study.json").write_text(json.dumps({c.name: r for c, r in found.items()}, indent=1))
+    plots.grouped_bars(
+        {mix: values for mix, values in by_mix.items()}, runs / "study.png", chance=1 / 12
+    )
+    print(text)
+
+
+if __name__ == "__main__":
+    cli.run(main)
