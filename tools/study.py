@@ -10,7 +10,6 @@ writes `study.md` (the tables of the README), `study.json` and `study.png` to th
 import concurrent.futures
 import dataclasses
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -50,9 +49,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return (
-            f"{self.mix.replace(' ', '-').replace(':', '')}-cue{self.correlation}-seed{self.seed}"
-        )
+        mix = self.mix.replace(" ", "-").replace(":", "")
+        return f"{mix}-cue{self.correlation}-seed{self.seed}"
 
     def command(self, runs: pathlib.Path, extra: Sequence[str]) -> list[str]:
         """The command line of the run."""
@@ -80,10 +78,8 @@ def run_cell(cell: Cell, runs: pathlib.Path, extra: Sequence[str]) -> dict:
     """Runs a cell to its end, or finds it finished, and returns its results."""
     runs.mkdir(parents=True, exist_ok=True)
     with open(runs / f"{cell.name}.log", "w") as log:
-        # One thread each where several run at a time: small matrix products share badly.
-        env = dict(os.environ)
         status = subprocess.run(
-            cell.command(runs, extra), stdout=log, stderr=subprocess.STDOUT, env=env, check=False
+            cell.command(runs, extra), stdout=log, stderr=subprocess.STDOUT, check=False
         ).returncode
     if status:
         tail = (runs / f"{cell.name}.log").read_text().strip().splitlines()[-1:]
@@ -136,9 +132,8 @@ def main(argv: Sequence[str]) -> None:
     runs = pathlib.Path(RUNS.value)
     todo = cells(SEEDS.value)
     with concurrent.futures.ThreadPoolExecutor(PARALLEL.value) as pool:
-        found = dict(
-            zip(todo, pool.map(lambda c: run_cell(c, runs, EXTRA.value), todo), strict=True)
-        )
+        results = pool.map(lambda cell: run_cell(cell, runs, EXTRA.value), todo)
+        found = dict(zip(todo, results, strict=True))
     by_mix = {
         mix: [
             row_values(r)
@@ -155,9 +150,7 @@ def main(argv: Sequence[str]) -> None:
     text = f"{table(by_mix)}\n\n{table(by_correlation)}\n"
     (runs / "study.md").write_text(text)
     (runs / "study.json").write_text(json.dumps({c.name: r for c, r in found.items()}, indent=1))
-    plots.grouped_bars(
-        {mix: values for mix, values in by_mix.items()}, runs / "study.png", chance=1 / 12
-    )
+    plots.grouped_bars(by_mix, runs / "study.png", chance=1 / 12)
     print(text)
 
 

@@ -88,7 +88,7 @@ def claim(
         nonlocal lock
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = open(path / ".lock", "w")
+            lock = (path / ".lock").open("w")
         except OSError as error:
             raise errors.UserError(
                 f"workdir {path}: {error.strerror}; give a writable directory with --workdir"

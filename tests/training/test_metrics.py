@@ -33,8 +33,8 @@ def test_log_appends_after_resume_without_repeats(tmp_path):
     assert list(tmp_path.glob("events.*"))
 
 
-def test_grid_places_each_image(rng=np.random.default_rng(0)):
-    images = rng.integers(0, 255, (5, 4, 6, 3), np.uint8)
+def test_grid_places_each_image():
+    images = np.random.default_rng(0).integers(0, 255, (5, 4, 6, 3), np.uint8)
     grid = metrics.image_grid(images, gap=1)
     assert grid.shape == (2 * 4 + 1, 3 * 6 + 2, 3)
     np.testing.assert_array_equal(grid[5:9, 7:13], images[4])
