@@ -7,8 +7,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 
-import absl.flags  # noqa: E402
-import jax  # noqa: E402
+import absl.flags
+import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

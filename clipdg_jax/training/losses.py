@@ -134,8 +134,8 @@ def contrastive_objective(
       loss: 'clip' or 'siglip'; the latter needs parameters from `wrap_init(.., 'siglip')`.
 
     Returns:
-      An objective over batches with `image`, `tokens` and `valid`; adds "logit_scale", the
-      factor itself and not its logarithm, to the loss's metrics.
+      An objective over batches with `image`, `tokens` and `valid`; adds to the loss's metrics
+      "logit_scale", the factor itself and not its logarithm, and "valid", the records counted.
     """
     check_loss(loss)
 
@@ -150,6 +150,6 @@ def contrastive_objective(
         else:
             bias = params[LOGIT_BIAS]
             value, metrics = siglip_loss(image, text, scale, bias, batch["valid"])
-        return value, metrics | {"logit_scale": scale}
+        return value, metrics | {"logit_scale": scale, "valid": jnp.sum(batch["valid"])}
 
     return objective
