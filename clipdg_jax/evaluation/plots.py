@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from clipdg_jax.evaluation import stats, zero_shot
 
 # Okabe and Ito's palette, told apart with any colour vision; a domain has one colour everywhere.
 COLOURS = {"natural": "#0072B2", "rendition": "#D55E00", "ambiguous": "#999999"}
+_GROUPS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")  # the same palette
 _INK, _FAINT = "#333333", "#DDDDDD"
 _CHANCE: dict[str, Any] = {"color": _INK, "linewidth": 1.8, "linestyle": ":"}
 _SUITE_LINES = ("-", "--", ":", "-.")  # where one picture shows several suites
@@ -66,10 +68,59 @@ def run_summary(
         draw(figure.add_subplot(grid[0, column]))
     if bars:
         _bars(figure.add_subplot(grid[-1, :]), results)
-        _legend(figure, results)
-    temporary = f"{os.fspath(path)}.partial"
-    figure.savefig(temporary, format="png", dpi=150)
-    os.replace(temporary, path)
+        shown = {measures["domain"] for tests in results.values() for measures in tests.values()}
+        _legend(
+            figure,
+            [
+                matplotlib.patches.Patch(color=colour, label=domain)
+                for domain, colour in COLOURS.items()
+                if domain in shown
+            ],
+        )
+    _save(figure, path)
+
+
+def grouped_bars(
+    groups: Mapping[str, Sequence[Mapping[str, float]]],
+    path: str | os.PathLike[str],
+    chance: float,
+    title: str = "zero-shot top-1",
+) -> None:
+    """Draws a comparison into a PNG: for each measure one bar per group, its mean over seeds.
+
+    Args:
+      groups: name (of a mix, say) -> per seed, measure -> accuracy in [0, 1]; the measures of the
+        first seed of the first group are drawn, in their order. At most six groups.
+      path: the file to write, replaced whole.
+      chance: the chance level, in [0, 1].
+      title: what is measured.
+
+    Whiskers, where there are several seeds, are one standard error of the mean to either side.
+    """
+    measures = list(next(iter(groups.values()))[0])
+    seeds = max(len(runs) for runs in groups.values())
+    step = len(groups) + 0.8  # rows from one measure to the next
+    figure = matplotlib.figure.Figure(
+        figsize=(8, 1.3 + 0.27 * step * len(measures)), layout="constrained"
+    )
+    axes = figure.add_subplot()
+    _style(axes, f"{title}, mean of {seeds} seeds ± standard error" if seeds > 1 else title)
+    handles: list[matplotlib.artist.Artist] = []
+    for i, (name, runs) in enumerate(groups.items()):
+        handles.append(matplotlib.patches.Patch(color=_GROUPS[i], label=name))
+        for j, measure in enumerate(measures):
+            row = j * step + i
+            mean, error = stats.mean_and_standard_error([100 * run[measure] for run in runs])
+            error = 0.0 if math.isnan(error) else error
+            axes.barh(row, mean, height=0.86, color=_GROUPS[i])
+            axes.plot([mean - error, mean + error], [row, row], color=_INK, linewidth=1.8)
+            axes.text(mean + error + 1, row, f"{mean:.1f}", va="center", fontsize=11, color=_INK)
+    axes.axvline(100 * chance, **_CHANCE)
+    axes.set_yticks([j * step + (len(groups) - 1) / 2 for j in range(len(measures))], measures)
+    axes.set_ylim(len(measures) * step - 0.9, -0.9)
+    _percent_axis(axes)
+    _legend(figure, handles)
+    _save(figure, path)
 
 
 def _style(axes: matplotlib.axes.Axes, title: str) -> None:
@@ -158,22 +209,30 @@ def _bars(axes: matplotlib.axes.Axes, results: zero_shot.Results) -> None:
         axes.text(high + 1.2, row, f"{top1:.1f}", va="center", fontsize=12, color=_INK)
     axes.set_yticks(range(len(items)), [name for name, _ in items])
     axes.invert_yaxis()
-    axes.set_xlim(0, 107)
+    _percent_axis(axes)
+
+
+def _percent_axis(axes: matplotlib.axes.Axes) -> None:
+    axes.set_xlim(0, 107)  # room for the figure beside a full bar
     axes.set_xticks(range(0, 101, 20))
     axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(decimals=0))
     axes.grid(axis="x", color=_FAINT)
 
 
-def _legend(figure: matplotlib.figure.Figure, results: zero_shot.Results) -> None:
-    """One legend for all panels: the domains' colours and the chance line."""
-    shown = {measures["domain"] for tests in results.values() for measures in tests.values()}
-    handles: list[matplotlib.artist.Artist] = [
-        matplotlib.patches.Patch(color=colour, label=domain)
-        for domain, colour in COLOURS.items()
-        if domain in shown
-    ]
-    handles.append(matplotlib.lines.Line2D([], [], label="chance", **_CHANCE))
+def _legend(figure: matplotlib.figure.Figure, handles: Sequence[matplotlib.artist.Artist]) -> None:
+    """One legend for all panels, below them: the colours and the chance line."""
+    chance = matplotlib.lines.Line2D([], [], label="chance", **_CHANCE)
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=12,
-        frameon=False, labelcolor=_INK,
-    )  # fmt: skip
+        handles=[*handles, chance],
+        loc="outside lower center",
+        ncols=len(handles) + 1,
+        fontsize=12,
+        frameon=False,
+        labelcolor=_INK,
+    )
+
+
+def _save(figure: matplotlib.figure.Figure, path: str | os.PathLike[str]) -> None:
+    temporary = f"{os.fspath(path)}.partial"
+    figure.savefig(temporary, format="png", dpi=150)
+    os.replace(temporary, path)

@@ -78,8 +78,10 @@ class Evaluator:
     ) -> dict[str, dict[str, predictions.Predictions]]:
         """The model's answer for every image: {suite: {test set: Predictions}}.
 
-        Raises UserError where a test set has no usable image, or the embeddings are not finite.
+        Parameters that are not the model's, such as a loss's bias, are ignored. Raises UserError
+        where a test set has no usable image, or the embeddings are not finite.
         """
+        params = {name: params[name] for name in self._model.shapes()}
         heads = {
             head: predictions.class_embeddings(self._embed_prompts(params, tokens), len(head[1]))
             for head, tokens in self._tokens.items()
