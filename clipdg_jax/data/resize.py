@@ -1,0 +1,87 @@
+"""Pillow's antialiased bicubic resize of uint8 images, as two matrix products.
+
+Pillow filters rows, rounds to uint8, filters columns and rounds again; each pass is a product with
+a banded matrix. Here each pass is a dozen small dense products along the band, which BLAS does in
+about 40 % of Pillow's time. (OpenCV's INTER_CUBIC has another kernel and does not antialias.)
+
+Weights are multiples of 2^-15, so that every product and partial sum is exact in float32: the
+result is the same to the bit whatever order, threads or instructions BLAS uses, on any machine.
+It differs from Pillow, whose weights are multiples of 2^-22, by at most one level in a few pixels
+per thousand.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+from PIL import Image
+
+_UNIT = 2.0**-15
+_HALF_UNIT = 2.0**-16
+_BLOCK = 16  # output rows per product: the quickest of 8, 16, 28, 32 and 56
+# Past this many pixels the float32 copies fall out of the cache, and Pillow itself is as quick.
+_LARGE = 1 << 21
+
+
+def weights(inputs: int, outputs: int) -> Float[np.ndarray, "outputs inputs"]:
+    """Weight of each input in each output: Keys' cubic (a = -1/2), widened when it shrinks.
+
+    Each row sums to one exactly, in multiples of 2^-15. Output i is centred on (i + 1/2) inputs /
+    outputs, as in Pillow, whose bounds of the support are taken too.
+    """
+    scale = inputs / outputs
+    width = max(scale, 1.0)
+    centre = (np.arange(outputs)[:, None] + 0.5) * scale
+    first = np.floor(np.maximum(centre - 2 * width + 0.5, 0))
+    last = np.floor(np.minimum(centre + 2 * width + 0.5, inputs))
+    position = np.arange(inputs)[None, :]
+    x = np.abs(position + 0.5 - centre) / width
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    kernel = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    kernel *= (position >= first) & (position < last)
+    units = np.rint(kernel / kernel.sum(1, keepdims=True) / _UNIT)
+    # The rounding's remainder goes to the largest weight, where it matters least.
+    units[np.arange(outputs), units.argmax(1)] += 1 / _UNIT - units.sum(1)
+    return units * _UNIT
+
+
+@functools.lru_cache(maxsize=1024)
+def _bands(inputs: int, outputs: int) -> list[tuple[slice, slice, Float32[np.ndarray, "o i"]]]:
+    """The matrix in blocks of output rows: (outputs, inputs that they touch, dense block)."""
+    matrix = weights(inputs, outputs).astype(np.float32)
+    bands = []
+    for start in range(0, outputs, _BLOCK):
+        rows = slice(start, min(start + _BLOCK, outputs))
+        used = np.flatnonzero(matrix[rows].any(0))
+        columns = slice(int(used[0]), int(used[-1]) + 1)
+        bands.append((rows, columns, np.ascontiguousarray(matrix[rows, columns])))
+    return bands
+
+
+def _filter_rows(image: UInt8[np.ndarray, "h w 3"], outputs: int) -> UInt8[np.ndarray, "o w 3"]:
+    """Resize the first axis alone."""
+    height, width, _ = image.shape
+    if height == outputs:
+        return image
+    source = image.reshape(height, width * 3).astype(np.float32)
+    result = np.empty((outputs, width * 3), np.float32)
+    for rows, columns, block in _bands(height, outputs):
+        np.matmul(block, source[columns], out=result[rows])
+    # Half a unit makes ties round up, as Pillow's do (a sum is a whole number of units); the
+    # conversion to uint8 saturates.
+    return cv2.add(result, _HALF_UNIT, dtype=cv2.CV_8U).reshape(outputs, width, 3)
+
+
+def resize(
+    image: UInt8[np.ndarray, "h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """`PIL.Image.resize((width, height), BICUBIC)`, within one level; any strides will do."""
+    if image.shape[0] * image.shape[1] > _LARGE:
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    # Columns first, as Pillow does, on the transposed image.
+    columns = _filter_rows(cv2.transpose(image), width)
+    return _filter_rows(cv2.transpose(columns), height)
