@@ -1,0 +1,34 @@
+"""The embedded demo world: an endless, seeded, procedural pool of captioned images.
+
+`render` gives one picture, `ensure` a set of datasets and suites on disk.
+"""
+
+from clipdg_jax.data.demo.scene import Scene, World
+from clipdg_jax.data.demo.vocabulary import (
+    AMBIGUOUS,
+    CLASSES,
+    COLOURS,
+    CONTEXTS,
+    HELD_OUT_STYLE,
+    MATERIALS,
+    NATURAL,
+    RENDITION_STYLES,
+    STYLES,
+)
+from clipdg_jax.data.demo.world import Example, render
+
+__all__ = [
+    "AMBIGUOUS",
+    "CLASSES",
+    "COLOURS",
+    "CONTEXTS",
+    "HELD_OUT_STYLE",
+    "MATERIALS",
+    "NATURAL",
+    "RENDITION_STYLES",
+    "STYLES",
+    "Example",
+    "Scene",
+    "World",
+    "render",
+]

@@ -1,0 +1,190 @@
+"""Natural pictures: a lit object of some material in a cluttered place, seen by a camera.
+
+Painted at twice the size in float32 sRGB 0..1, then averaged down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from clipdg_jax.data.demo import canvas, contexts, scene as scenes, textures, vocabulary
+from clipdg_jax.data.demo.geometry import Draw, Part, ellipse
+from clipdg_jax.data.demo.scene import Scene
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Material:
+    """How a material looks, besides its tile.
+
+    Attributes:
+      tint: its own colour, sRGB 0..255.
+      pull: how far the object's colour goes towards the tint.
+      contrast: strength of the tile.
+      gloss: strength of the highlight.
+    """
+
+    tint: tuple[float, float, float]
+    pull: float
+    contrast: float
+    gloss: float
+
+
+LOOKS: dict[str, Material] = {
+    "brick": Material((176, 88, 66), 0.40, 0.42, 0.0),
+    "leaves": Material((74, 124, 52), 0.40, 0.50, 0.1),
+    "metal": Material((176, 184, 196), 0.35, 0.34, 0.9),
+    "scales": Material((128, 164, 172), 0.35, 0.50, 0.5),
+    "feathers": Material((150, 130, 108), 0.35, 0.45, 0.0),
+    "fur": Material((176, 132, 92), 0.40, 0.50, 0.0),
+    "ceramic": Material((236, 232, 224), 0.40, 0.40, 0.8),
+    "wood": Material((156, 104, 60), 0.45, 0.42, 0.1),
+    "petal": Material((242, 200, 206), 0.35, 0.30, 0.0),
+    "lacquer": Material((186, 104, 36), 0.40, 0.42, 0.7),
+    "planks": Material((138, 118, 98), 0.40, 0.50, 0.0),
+    "fabric": Material((226, 218, 190), 0.35, 0.42, 0.0),
+}
+
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def paint_objects(
+    picture: Float[np.ndarray, "s s 3"], scene: Scene, parts: list[Part], d: Draw
+) -> UInt8[np.ndarray, "s s"]:
+    """Paints the lit, textured object with its shadow into `picture`; returns its label map."""
+    side = picture.shape[0]
+    ids = canvas.label_map(parts, side)
+    light = d.u(-2.6, -0.5)  # direction the light comes from, radians; up is -pi/2
+    toward = (np.cos(light), np.sin(light))
+    _cast_shadow(picture, ids, toward, d)
+
+    inside = np.where(canvas.edges(ids) > 0, np.uint8(0), np.minimum(ids, 1))
+    depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
+    round_to = np.float32(side * d.u(0.07, 0.13))
+    slope = 1 - np.minimum(depth / round_to, 1)
+    height = cv2.blur(np.sqrt(1 - slope * slope), (3, 3))
+    gx = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3)
+    gy = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3)
+    facing = -(gx * np.float32(toward[0]) + gy * np.float32(toward[1]))
+    shade = 0.74 + 0.22 * height + np.clip(facing * (side / 200), -0.4, 0.4)
+
+    look = LOOKS[scene.material]
+    main = np.array(vocabulary.COLOURS[scene.colour], np.float32)
+    main = main * (1 - look.pull) + np.array(look.tint, np.float32) * look.pull
+    main = tuple(float(v) for v in main)
+    table = np.zeros((256, 3), np.float32)
+    covered = np.zeros(256, np.float32)
+    for i, part in enumerate(parts):
+        table[i + 1] = canvas.paint(part.slot, main, 0.72, 0.25)
+        covered[i + 1] = part.slot in ("main", "shade", "tint")
+    tile = textures.crop(scene.material, d, side, side, side * d.u(0.9, 1.3), d.u(-0.35, 0.35))
+    grain = tile * covered[ids]
+    lum = shade * (1 + np.float32(look.contrast) * grain)
+    albedo = table[ids] * np.float32(1 / 255)
+    lit = albedo * lum[..., None]
+    if look.gloss:
+        spot = np.clip(facing * (side / 70) - 0.35, 0, 1) * covered[ids]
+        lit += (np.float32(0.55 * look.gloss) * spot)[..., None]
+    cv2.copyTo(lit, np.minimum(ids, 1), picture)
+    return ids
+
+
+def _cast_shadow(
+    picture: np.ndarray, ids: np.ndarray, toward: tuple[float, float], d: Draw
+) -> None:
+    side = picture.shape[0]
+    reach = d.u(0.03, 0.09) * side
+    matrix = np.array([[1, 0, -toward[0] * reach], [0, 1, -toward[1] * reach]])
+    mask = np.minimum(ids, 1).astype(np.float32)
+    cast = cv2.warpAffine(mask, matrix, (side, side), flags=cv2.INTER_NEAREST)
+    width = max(1, side // 16) | 1
+    cast = cv2.blur(cast, (width, width))
+    picture *= (1 - np.float32(d.u(0.3, 0.6)) * cast)[..., None]
+
+
+def _props(picture: np.ndarray, d: Draw, count: int) -> None:
+    """Things that stand about: stones, sticks, boxes of some material."""
+    side = picture.shape[0]
+    for _ in range(count):
+        material = d.pick(vocabulary.MATERIALS)
+        colour = np.array(vocabulary.COLOURS[d.pick(tuple(vocabulary.COLOURS))], np.float32)
+        tint = np.array(LOOKS[material].tint, np.float32)
+        colour = (colour * 0.4 + tint * 0.4 + 40) / 255
+        cx, cy, r = d.u(0, 1) * side, d.u(0.2, 1) * side, d.u(0.05, 0.14) * side
+        kind = d.below(3)
+        if kind == 0:
+            points = ellipse(cx, cy, r * d.u(0.8, 1.5), r * 0.8, d.u(0, 3), 12)
+        elif kind == 1:
+            points = ellipse(cx, cy, r * 2.2, r * 0.22, d.u(0, 3), 12)
+        else:
+            points = ellipse(cx, cy, r * 1.2, r * 1.2, d.u(0, 1), 4)
+        mask = np.zeros((side, side), np.uint8)
+        canvas.fill(mask, Part(points), 1)
+        tile = textures.crop(material, d, side, side, side * d.u(0.9, 1.3), d.u(-0.5, 0.5))
+        lum = 0.85 + 0.4 * tile
+        cv2.copyTo(colour * lum[..., None], mask, picture)
+
+
+def _occlude(picture: np.ndarray, scene: Scene, d: Draw) -> None:
+    """Something before the object: grass at the foot, or a twig or post across."""
+    side = picture.shape[0]
+    tone = tuple(float(v) * d.u(0.5, 1.1) for v in picture[side - 2, d.below(side)])
+    if d.chance(0.5):
+        for _ in range(10 + d.below(10)):
+            x, h = d.u(0, 1) * side, d.u(0.06, 0.22) * side
+            tip = (int(x + d.u(-0.06, 0.06) * side), int(side - h))
+            cv2.line(picture, (int(x), side), tip, tone, max(1, side // 60), cv2.LINE_AA)
+    else:
+        ends = [(int(d.u(-0.1, 1.1) * side), y) for y in (-2, side + 2)]
+        if d.chance(0.4):
+            ends = [(y, x) for x, y in ends]
+        cv2.line(picture, *ends, tone, max(1, int(side * d.u(0.02, 0.05))), cv2.LINE_AA)
+
+
+def camera(picture: Float[np.ndarray, "s s 3"], d: Draw, size: int) -> UInt8[np.ndarray, "t t 3"]:
+    """Exposure, colour of the light, vignette, blur, noise and JPEG; `s` = 2 `t`, `t` = size."""
+    side = picture.shape[0]
+    small = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
+    gain = d.u(0.75, 1.15) * np.array([1 + d.u(-0.08, 0.08), 1, 1 + d.u(-0.1, 0.1)], np.float32)
+    ramp = 1 + d.u(-0.2, 0.2) * np.linspace(-1, 1, size, dtype=np.float32)
+    small *= gain * (ramp[None, :, None] if d.chance(0.5) else ramp[:, None, None])
+    if d.chance(0.3):
+        haze = np.float32(d.u(0.08, 0.25))
+        small += (np.float32(0.75) - small) * haze
+    sigma = d.u(0.0, 0.9) * side / 96
+    if sigma > 0.25:
+        small = cv2.GaussianBlur(small, (0, 0), sigma)
+    elif d.chance(0.3):
+        n = max(2, size // 16)
+        small = cv2.blur(small, (n, 1) if d.chance(0.5) else (1, n))
+    small += np.float32(d.u(0.01, 0.05)) * textures.sensor_noise(d, size)
+    out = np.clip(small * 255 + np.float32(0.5), 0, 255).astype(np.uint8)
+    if d.chance(0.5):
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(d.u(45, 90))]
+        out = cv2.imdecode(cv2.imencode(".jpg", out, quality)[1], cv2.IMREAD_COLOR_BGR)
+    return out
+
+
+def place(scene: Scene, d: Draw, side: int) -> Float[np.ndarray, "s s 3"]:
+    """The scene's context with things standing about and, often, out of focus."""
+    picture = np.array(contexts.PLACES[scene.context](d, side), np.float32)
+    _props(picture, d, d.below(3))
+    if d.chance(0.5):
+        width = max(1, int(side * d.u(0.01, 0.05))) | 1
+        picture = cv2.blur(picture, (width, width))
+    return picture
+
+
+def render(scene: Scene, size: int) -> UInt8[np.ndarray, "t t 3"]:
+    """The natural picture of a scene, `size` pixels a side."""
+    d = scene.draw(scenes.PIXELS)
+    side = 2 * size
+    picture = place(scene, d, side)
+    parts = scenes.posed(scene, side, (0.62, 0.92), 0.12)
+    paint_objects(picture, scene, parts, d)
+    if d.chance(0.4):
+        _occlude(picture, scene, d)
+    return camera(picture, d, size)

@@ -1,0 +1,146 @@
+"""What a picture shows: its class, colour, cues and posed shape, drawn from (seed, index).
+
+All randomness of a picture comes from Philox counters keyed by (seed, style, index), one stream
+for each purpose. So a record does not depend on its neighbours, and changing the picture size or
+the cue correlation leaves everything else of it as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from clipdg_jax.data.demo import geometry, shapes, vocabulary
+from clipdg_jax.data.demo.geometry import Draw, Part
+
+# Streams of randomness within one picture.
+FACTORS, POSE, PIXELS, CAPTION = range(4)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class World:
+    """A demo world.
+
+    Attributes:
+      size: side of the pictures in pixels.
+      cue_correlation: for a natural picture, the probability that the object's material is its
+        class's own, and, by a second coin, that the context is; else each is drawn uniformly.
+    """
+
+    size: int = 40
+    cue_correlation: float = 0.6
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scene:
+    """The factors of one picture; see `vocabulary` for their values.
+
+    `own_material` and `own_context` tell whether the cue's coin fell on the class's own; the
+    uniform draw may give the own one as well. Renditions carry neither cue: their `context` only
+    lends colours to a plain ground in some styles, and is uniform; `material` is not drawn.
+    """
+
+    style: str
+    seed: int
+    index: int
+    label: int
+    colour: str
+    context: str
+    material: str
+    own_context: bool
+    own_material: bool
+
+    @property
+    def name(self) -> str:
+        """The class's name."""
+        return vocabulary.CLASSES[self.label]
+
+    @property
+    def domain(self) -> str:
+        return vocabulary.domain_of(self.style)
+
+    def draw(self, stream: int) -> Draw:
+        """The random numbers of one stream."""
+        return Draw(stream_rng(self.seed, self.style, self.index, stream))
+
+    def meta(self) -> dict[str, Any]:
+        """The truth about the picture, for evaluation only."""
+        meta = {
+            "class": self.name,
+            "style": self.style,
+            "colour": self.colour,
+            "context": self.context,
+        }
+        if self.domain == "natural":
+            meta["material"] = self.material
+            meta["own_context"] = self.own_context
+            meta["own_material"] = self.own_material
+        return meta
+
+
+def stream_rng(seed: int, style: str, index: int, stream: int) -> np.random.Generator:
+    """Independent random numbers for each (seed, style, index, stream).
+
+    Args:
+      seed: below 2^56.
+      style: one of `vocabulary.STYLES`.
+      index: below 2^64.
+      stream: which purpose; below 2^64.
+    """
+    key = np.array([seed << 8 | vocabulary.STYLES.index(style), index], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
+
+
+def sample(world: World, style: str, seed: int, index: int) -> Scene:
+    """Draws the factors of a picture. Class, colour and style are independent."""
+    d = Draw(stream_rng(seed, style, index, FACTORS))
+    label = d.below(len(vocabulary.CLASSES))
+    colour = d.pick(tuple(vocabulary.COLOURS))
+    context, material = d.pick(vocabulary.CONTEXTS), d.pick(vocabulary.MATERIALS)
+    # The coins are tossed for every style and correlation, so that worlds differ only in cues.
+    coins = d.u(0, 1), d.u(0, 1)
+    correlated = vocabulary.domain_of(style) != "rendition"
+    own_context = correlated and coins[0] < world.cue_correlation
+    own_material = correlated and coins[1] < world.cue_correlation
+    if own_context:
+        context = vocabulary.OWN_CONTEXT[vocabulary.CLASSES[label]]
+    if own_material:
+        material = vocabulary.MATERIALS[label]
+    return Scene(style, seed, index, label, colour, context, material, own_context, own_material)
+
+
+def posed(
+    scene: Scene, side: int, scale: tuple[float, float], shift: float, squeeze: float = 0.12
+) -> list[Part]:
+    """The object's parts in pixels, posed at random.
+
+    Args:
+      scene: whose class and POSE stream are used.
+      side: of the canvas in pixels.
+      scale: range of the longer side of the object's bounding box, as a share of the canvas.
+      shift: largest displacement of its centre from the canvas's, as a share of the canvas.
+      squeeze: largest relative change of width against height.
+    """
+    d = scene.draw(POSE)
+    parts = shapes.SHAPES[scene.name](d)
+    if d.chance(0.5):
+        parts = geometry.mirrored(parts)
+    limit = np.deg2rad(shapes.TURN.get(scene.name, shapes.DEFAULT_TURN))
+    turn = d.u(-limit, limit)
+    c, s = np.cos(turn), np.sin(turn)
+    wide = 1 + d.u(-squeeze, squeeze)
+    slant = d.u(-0.08, 0.08)
+    matrix = np.array([[wide * c, wide * s], [slant - s, c]], np.float32)
+    every = np.concatenate([p.points for p in parts]) @ matrix
+    low, high = every.min(0), every.max(0)
+    zoom = np.float32(d.u(*scale) * side / float((high - low).max()))
+    half = (high - low) * zoom / 2
+    room = np.maximum(np.minimum(shift * side, side * 0.49 - half), 0)
+    centre = side / 2 + room * np.array([d.u(-1, 1), d.u(-1, 1)], np.float32)
+    offset = (centre - zoom * (low + high) / 2).astype(np.float32)
+    matrix = matrix * zoom
+    return [
+        Part(p.points @ matrix + offset, p.slot, p.width * float(zoom), p.detail) for p in parts
+    ]
