@@ -20,6 +20,7 @@ from clipdg_jax.models import flops
 from clipdg_jax.models import model as model_lib
 from clipdg_jax.training import checkpoints as checkpoints_lib
 from clipdg_jax.training import (
+    checksums,
     dry_run,
     feed,
     loop,
@@ -217,7 +218,7 @@ def _train(
             "examples": planned.steps * config.batch_size,
             "masked": outcome.progress.masked,
             "loss": outcome.progress.metrics["loss"],
-            "params_sha256": checkpoints_lib.params_sha256(params),
+            "params_sha256": checksums.params_sha256(params),
             "zero_shot": evaluation.last or {},
         }
     if jax.process_index() == 0:

@@ -35,14 +35,6 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_SPACE_TEXT = ("No space left on device", "Disk quota exceeded", "File too large", "ENOSPC")
 
 
-class Restored(NamedTuple):
-    """A checkpoint's content; `extra` is what was given to `save`."""
-
-    step: int
-    state: step_lib.State
-    extra: dict[str, Any]
-
-
 class Loaded(NamedTuple):
     """A checkpoint's model: the architecture it was saved with, all parameters, the step."""
 
@@ -140,18 +132,23 @@ class Checkpoints:
         """The latest complete checkpoint."""
         return max(self.steps(), default=None)
 
-    def restore(self, abstract: step_lib.State, step: int | None = None) -> Restored:
+    def restore(
+        self, abstract: step_lib.State, step: int | None = None
+    ) -> tuple[step_lib.State, dict[str, Any]]:
         """Reads a checkpoint onto whatever devices `abstract` names.
 
         Args:
           abstract: from `step.abstract_state`: shapes, dtypes and shardings to fill.
           step: which; the latest by default.
 
+        Returns:
+          The state, and what was given to `save` to carry along.
+
         Raises:
           errors.UserError: there is none; it belongs to another run or model (the field is
             named); it is damaged (the array is named).
         """
-        directory, step = _locate(self.directory, step)
+        directory, _ = _locate(self.directory, step)
         meta = _read_meta(directory)
         for section in ("architecture", "identity"):
             _check_same(directory, section, meta[section], self._meta[section])
@@ -159,7 +156,7 @@ class Checkpoints:
         _check_leaves(directory, meta["leaves"], {**params, **training})
         params = _read_arrays(directory, _PARAMS, params, meta)
         training = _read_arrays(directory, _TRAINING, training, meta)
-        return Restored(step, _state(abstract, params, training), meta["extra"])
+        return _state(abstract, params, training), meta["extra"]
 
     def close(self) -> None:
         """Waits for the last save and frees the threads."""
@@ -178,6 +175,16 @@ class Checkpoints:
                 f"{self.directory}: no space left for a checkpoint ({self._last}); free some or "
                 "raise the quota, and give the same command again"
             ) from error
+
+
+def saved(directory: str | epath.PathLike) -> dict[int, str]:
+    """A run's complete checkpoints, ascending: step -> a digest of all that each holds.
+
+    Raises:
+      errors.UserError: there is none, or one is damaged.
+    """
+    directory = epath.Path(directory).absolute()
+    return {step: _digest(_read_meta(directory / str(step))) for step in _steps(directory)}
 
 
 def load_params(
@@ -234,10 +241,15 @@ def _state(
     }
 
 
-def _locate(directory: epath.Path, step: int | None) -> tuple[epath.Path, int]:
+def _steps(directory: epath.Path) -> list[int]:
     steps = sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
     if not steps:
         raise errors.UserError(f"{directory}: holds no checkpoint; name a run's checkpoints/")
+    return steps
+
+
+def _locate(directory: epath.Path, step: int | None) -> tuple[epath.Path, int]:
+    steps = _steps(directory)
     if step is None:
         step = steps[-1]
     if step not in steps:
