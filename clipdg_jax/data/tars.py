@@ -1,0 +1,188 @@
+"""Webdataset tars as img2dataset writes them: image, .txt and .json members under one key.
+
+A tar is read front to back with one sample in memory at a time. One that ends too early gives
+what could be read before, and one fault.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import json
+import os
+import posixpath
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from clipdg_jax.data import engine, files
+from clipdg_jax.errors import UserError
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+_SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")
+_BLOCK = 512  # a tar consists of blocks of this many bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TarSample:
+    """The members of a tar that share a key.
+
+    Attributes:
+        key: `<tar>/<member without its suffix>`.
+        image: bytes of the image member; None without one.
+        caption: the text member, else the JSON member's "caption", stripped; or "".
+        meta: the JSON member; empty without a valid one.
+    """
+
+    key: str
+    image: bytes | None
+    caption: str
+    meta: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Member:
+    """A member of interest; `data` is None when the archive ends within it."""
+
+    key: str
+    suffix: str
+    data: bytes | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TarShard:
+    """One tar as input of the shard engine.
+
+    Yields a `TarSample` for each sample and `Drop("truncated")` for one that the end of the file
+    cuts off. Faults: "truncated_tar" (the archive does not end as it should), "unreadable_tar"
+    (it is not a tar at all) and "bad_json" (a member is not a JSON object; its sample is kept).
+    """
+
+    name: str
+    path: Path
+
+    def __iter__(self) -> Iterator[TarSample | engine.Drop | engine.Fault]:
+        key = None
+        members: dict[str, bytes] = {}
+        cut = False
+        for member in self._members():
+            if isinstance(member, engine.Fault):
+                yield member
+                continue
+            # A suffix for the second time begins a second sample of the same name.
+            if member.key != key or member.suffix in members:
+                if members:
+                    yield from self._sample(key, members)
+                key, members = member.key, {}
+            if member.data is None:
+                cut = True
+            else:
+                members[member.suffix] = member.data
+        if cut:
+            yield engine.Drop("truncated")
+        elif members:
+            yield from self._sample(key, members)
+
+    def _sample(
+        self, key: str | None, members: dict[str, bytes]
+    ) -> Iterator[TarSample | engine.Fault]:
+        meta: Any = {}
+        if "json" in members:
+            try:
+                meta = json.loads(members["json"])
+            except ValueError:
+                meta = None
+            if not isinstance(meta, dict):
+                yield engine.Fault("bad_json")
+                meta = {}
+        if "txt" in members:
+            caption = members["txt"].decode(errors="replace")
+        else:
+            caption = meta.get("caption")
+        image = next((members[s] for s in IMAGE_SUFFIXES if s in members), None)
+        caption = caption.strip() if isinstance(caption, str) else ""
+        yield TarSample(f"{self.name}/{key}", image, caption, meta)
+
+    def _members(self) -> Iterator[_Member | engine.Fault]:
+        """The members of interest, in order; after a cut one or a broken header, a fault."""
+        with open(self.path, "rb") as file:
+            try:
+                tar = tarfile.TarFile(fileobj=file)
+            except tarfile.TarError:
+                short = os.fstat(file.fileno()).st_size < _BLOCK
+                yield engine.Fault("truncated_tar" if short else "unreadable_tar")
+                return
+            while True:
+                try:
+                    info = tar.next()
+                except tarfile.TarError:
+                    yield engine.Fault("truncated_tar")
+                    return
+                if info is None:
+                    if not _ends_properly(tar, file):
+                        yield engine.Fault("truncated_tar")
+                    return
+                tar.members = []  # type: ignore[attr-defined]  # or it collects them all
+                # Names that begin with a dot are other programs' (macOS's "._name").
+                folder, base = posixpath.split(info.name)
+                stem, _, suffix = base.partition(".")
+                suffix = suffix.lower()
+                if not info.isfile() or not stem or suffix not in _SUFFIXES:
+                    continue
+                key = posixpath.join(folder, stem).removeprefix("./")
+                content = tar.extractfile(info)
+                assert content is not None  # it is a file
+                try:
+                    data = content.read()
+                except tarfile.TarError:
+                    yield _Member(key, suffix, None)
+                    yield engine.Fault("truncated_tar")
+                    return
+                yield _Member(key, suffix, data)
+
+
+def _ends_properly(tar: tarfile.TarFile, file: IO[bytes]) -> bool:
+    """Whether a block of zeros, a tar's mark of its end, is where reading stopped.
+
+    tarfile itself takes a broken header, and a file cut between two members, for the end.
+    """
+    file.seek(tar.offset)  # type: ignore[attr-defined]
+    return file.read(_BLOCK) == bytes(_BLOCK)
+
+
+@dataclasses.dataclass(frozen=True)
+class TarPool:
+    """A directory (or glob) of tars as a pool: read shard by shard, not by index."""
+
+    name: str
+    tars: tuple[TarShard, ...]
+
+    def shards(self) -> Sequence[TarShard]:
+        """The tars as input of the shard engine, in the order of their names."""
+        return self.tars
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the tars' names and sizes."""
+        return files.digest([[tar.name, tar.path.stat().st_size] for tar in self.tars])
+
+
+def open_tars(pattern: str) -> TarPool:
+    """The pool of the tars in a directory (and below it), or of those that match a glob.
+
+    A tar's name is its path below the directory that all have in common, without `.tar`.
+    Raises UserError when there are none.
+    """
+    if os.path.isdir(pattern):
+        root = Path(pattern)
+        paths = sorted(root.rglob("*.tar"))
+    else:
+        paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
+        root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
+    paths = [path for path in paths if path.is_file() and not path.name.startswith(".")]
+    if not paths:
+        raise UserError(f"{pattern}: no tars there; give a directory of .tar files or a glob")
+    names = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
+    shards = map(TarShard, names, paths)
+    return TarPool(root.resolve().name, tuple(shards))
