@@ -244,11 +244,7 @@ class _Evaluation:
     def __call__(self, step_number: int, state: step.State) -> dict[str, float]:
         del step_number
         self.last = self._evaluator(step.merged_params(state))
-        return {
-            f"zero_shot/{suite}/{test_set}": values["top1"]
-            for suite, test_sets in self.last.items()
-            for test_set, values in test_sets.items()
-        }
+        return zero_shot.scalars(self.last)
 
 
 def _batches(

@@ -29,13 +29,11 @@ def schedule(
 
     Args:
       lr: the highest learning rate.
-      warmup: w, steps of warm-up; 0 for none.
+      warmup: w, steps of warm-up; 0 for none. A run shorter than that ends while warming up.
       steps: T, steps in all.
     """
-    if not 0 <= warmup <= steps:
-        raise errors.UserError(
-            f"optim.warmup: {warmup} is not within the {steps} steps; use 0 to {steps}"
-        )
+    if warmup < 0:
+        raise errors.UserError(f"optim.warmup: {warmup} is negative; use 0 or more steps")
 
     def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
         s = jnp.asarray(step, jnp.float32)
