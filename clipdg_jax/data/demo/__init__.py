@@ -3,6 +3,7 @@
 `render` gives one picture, `ensure` a set of datasets and suites on disk.
 """
 
+from clipdg_jax.data.demo.build import DemoSpec, ensure
 from clipdg_jax.data.demo.scene import Scene, World
 from clipdg_jax.data.demo.vocabulary import (
     AMBIGUOUS,
@@ -27,8 +28,10 @@ __all__ = [
     "NATURAL",
     "RENDITION_STYLES",
     "STYLES",
+    "DemoSpec",
     "Example",
     "Scene",
     "World",
+    "ensure",
     "render",
 ]

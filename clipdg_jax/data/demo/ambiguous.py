@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from clipdg_jax.data.demo import brushed, canvas, drawn, natural, scene as scenes, vocabulary
+from clipdg_jax.data.demo import brushed, canvas, drawn, natural, vocabulary
+from clipdg_jax.data.demo import scene as scenes
 from clipdg_jax.data.demo.geometry import Draw
 from clipdg_jax.data.demo.scene import Scene
 

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from clipdg_jax.data.demo import canvas, drawn, scene as scenes, textures, vocabulary
+from clipdg_jax.data.demo import canvas, drawn, textures, vocabulary
+from clipdg_jax.data.demo import scene as scenes
 from clipdg_jax.data.demo.geometry import Draw
 from clipdg_jax.data.demo.scene import Scene
 
@@ -149,22 +150,17 @@ def _window(name: str, d: Draw, side: int) -> Field:
     return _field_for(name, side).cut(d.below(side), d.below(side), side)
 
 
-# Painters' palettes, sRGB: no picture's colours are nature's.
-_PALETTES = np.array(
-    [
-        # blue period
-        [(24, 34, 66), (46, 74, 118), (92, 128, 160), (168, 190, 196), (222, 214, 190), (120, 88, 92), (64, 96, 96), (190, 140, 110)],
-        # fauves
-        [(214, 62, 44), (244, 158, 40), (250, 220, 90), (40, 130, 90), (30, 90, 160), (110, 60, 140), (236, 130, 150), (30, 30, 60)],
-        # earth and ochre
-        [(58, 40, 32), (112, 72, 44), (166, 112, 60), (208, 164, 96), (232, 212, 168), (120, 50, 40), (84, 92, 62), (60, 84, 96)],
-        # pastel
-        [(240, 208, 204), (206, 216, 236), (214, 232, 208), (250, 236, 190), (190, 170, 208), (150, 190, 196), (226, 160, 150), (110, 104, 136)],
-        # dusk
-        [(40, 24, 58), (92, 36, 88), (168, 60, 92), (232, 110, 84), (252, 184, 112), (90, 100, 150), (50, 120, 130), (244, 226, 196)],
-    ],
-    np.float32,
-)  # fmt: skip
+# Painters' palettes, sRGB in hexadecimal: no picture's colours are nature's.
+_PALETTES = tuple(
+    np.array([list(bytes.fromhex(colour)) for colour in palette.split()], np.float32)
+    for palette in (
+        "182242 2e4a76 5c80a0 a8bec4 ded6be 78585c 406060 be8c6e",  # a blue period
+        "d63e2c f49e28 fadc5a 28825a 1e5aa0 6e3c8c ec8296 1e1e3c",  # the fauves
+        "3a2820 70482c a6703c d0a460 e8d4a8 783228 545c3e 3c5460",  # earth and ochre
+        "f0d0cc ced8ec d6e8d0 faecbe beaad0 96bec4 e2a096 6e6888",  # pastel
+        "28183a 5c2458 a83c5c e86e54 fcb870 5a6496 327882 f4e2c4",  # dusk
+    )
+)
 
 
 def _nearest(palette: np.ndarray, colour) -> np.ndarray:

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 
 from clipdg_jax.data.demo.geometry import Part
 
-RGB = tuple[float, float, float]
+RGB = tuple[float, ...]  # three numbers
 
 # Fixed paints, sRGB 0..255.
 PAINTS: dict[str, RGB] = {

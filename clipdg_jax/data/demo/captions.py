@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from clipdg_jax.data.demo import scene as scenes, vocabulary
+from clipdg_jax.data.demo import scene as scenes
+from clipdg_jax.data.demo import vocabulary
 from clipdg_jax.data.demo.geometry import Draw
 from clipdg_jax.data.demo.scene import Scene
 

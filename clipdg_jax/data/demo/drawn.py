@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from clipdg_jax.data.demo import canvas, scene as scenes, textures, vocabulary
+from clipdg_jax.data.demo import canvas, textures, vocabulary
+from clipdg_jax.data.demo import scene as scenes
 from clipdg_jax.data.demo.geometry import Draw, Part, ellipse
 from clipdg_jax.data.demo.scene import Scene
 

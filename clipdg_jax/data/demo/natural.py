@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from clipdg_jax.data.demo import canvas, contexts, scene as scenes, textures, vocabulary
+from clipdg_jax.data.demo import canvas, contexts, textures, vocabulary
+from clipdg_jax.data.demo import scene as scenes
 from clipdg_jax.data.demo.geometry import Draw, Part, ellipse
 from clipdg_jax.data.demo.scene import Scene
 
@@ -72,9 +73,8 @@ def paint_objects(
     shade = 0.74 + 0.22 * height + np.clip(facing * (side / 200), -0.4, 0.4)
 
     look = LOOKS[scene.material]
-    main = np.array(vocabulary.COLOURS[scene.colour], np.float32)
-    main = main * (1 - look.pull) + np.array(look.tint, np.float32) * look.pull
-    main = tuple(float(v) for v in main)
+    colour = vocabulary.COLOURS[scene.colour]
+    main = tuple(c + (t - c) * look.pull for c, t in zip(colour, look.tint, strict=True))
     table = np.zeros((256, 3), np.float32)
     covered = np.zeros(256, np.float32)
     for i, part in enumerate(parts):
@@ -110,9 +110,9 @@ def _props(picture: np.ndarray, d: Draw, count: int) -> None:
     side = picture.shape[0]
     for _ in range(count):
         material = d.pick(vocabulary.MATERIALS)
-        colour = np.array(vocabulary.COLOURS[d.pick(tuple(vocabulary.COLOURS))], np.float32)
+        pigment = np.array(vocabulary.COLOURS[d.pick(tuple(vocabulary.COLOURS))], np.float32)
         tint = np.array(LOOKS[material].tint, np.float32)
-        colour = (colour * 0.4 + tint * 0.4 + 40) / 255
+        colour = (pigment * 0.4 + tint * 0.4 + 40) / 255
         cx, cy, r = d.u(0, 1) * side, d.u(0.2, 1) * side, d.u(0.05, 0.14) * side
         kind = d.below(3)
         if kind == 0:
@@ -128,7 +128,7 @@ def _props(picture: np.ndarray, d: Draw, count: int) -> None:
         cv2.copyTo(colour * lum[..., None], mask, picture)
 
 
-def _occlude(picture: np.ndarray, scene: Scene, d: Draw) -> None:
+def _occlude(picture: np.ndarray, d: Draw) -> None:
     """Something before the object: grass at the foot, or a twig or post across."""
     side = picture.shape[0]
     tone = tuple(float(v) * d.u(0.5, 1.1) for v in picture[side - 2, d.below(side)])
@@ -138,10 +138,10 @@ def _occlude(picture: np.ndarray, scene: Scene, d: Draw) -> None:
             tip = (int(x + d.u(-0.06, 0.06) * side), int(side - h))
             cv2.line(picture, (int(x), side), tip, tone, max(1, side // 60), cv2.LINE_AA)
     else:
-        ends = [(int(d.u(-0.1, 1.1) * side), y) for y in (-2, side + 2)]
-        if d.chance(0.4):
-            ends = [(y, x) for x, y in ends]
-        cv2.line(picture, *ends, tone, max(1, int(side * d.u(0.02, 0.05))), cv2.LINE_AA)
+        start, stop = int(d.u(-0.1, 1.1) * side), int(d.u(-0.1, 1.1) * side)
+        upright = d.chance(0.6)
+        a, b = ((start, -2), (stop, side + 2)) if upright else ((-2, start), (side + 2, stop))
+        cv2.line(picture, a, b, tone, max(1, int(side * d.u(0.02, 0.05))), cv2.LINE_AA)
 
 
 def camera(picture: Float[np.ndarray, "s s 3"], d: Draw, size: int) -> UInt8[np.ndarray, "t t 3"]:
@@ -186,5 +186,5 @@ def render(scene: Scene, size: int) -> UInt8[np.ndarray, "t t 3"]:
     parts = scenes.posed(scene, side, (0.62, 0.92), 0.12)
     paint_objects(picture, scene, parts, d)
     if d.chance(0.4):
-        _occlude(picture, scene, d)
+        _occlude(picture, d)
     return camera(picture, d, size)

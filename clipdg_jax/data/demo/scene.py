@@ -8,6 +8,7 @@ the cue correlation leaves everything else of it as it was.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -67,13 +68,13 @@ class Scene:
 
     def meta(self) -> dict[str, Any]:
         """The truth about the picture, for evaluation only."""
-        meta = {
+        meta: dict[str, Any] = {
             "class": self.name,
             "style": self.style,
             "colour": self.colour,
             "context": self.context,
         }
-        if self.domain == "natural":
+        if self.domain != "rendition":
             meta["material"] = self.material
             meta["own_context"] = self.own_context
             meta["own_material"] = self.own_material
@@ -91,6 +92,18 @@ def stream_rng(seed: int, style: str, index: int, stream: int) -> np.random.Gene
     """
     key = np.array([seed << 8 | vocabulary.STYLES.index(style), index], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
+
+
+def draw_style(shares: Mapping[str, float], seed: int, index: int) -> str:
+    """The style of picture `index` where styles come in these shares (which sum to 1)."""
+    # 255 is no style's number: these draws are independent of every picture's.
+    key = np.array([seed << 8 | 255, index], np.uint64)
+    place = float(np.random.Generator(np.random.Philox(key=key)).random())
+    for style, share in shares.items():
+        place -= share
+        if place < 0:
+            return style
+    return style
 
 
 def sample(world: World, style: str, seed: int, index: int) -> Scene:

@@ -62,8 +62,9 @@ def tree(d: Draw) -> list[Part]:
     lobes, rx, ry = 5 + d.below(4), d.u(0.62, 0.85), d.u(0.5, 0.66)
     angle = np.linspace(0, 2 * np.pi, 56, endpoint=False)
     bumps = np.abs(np.sin(0.5 * lobes * angle + d.u(0, np.pi)))
-    r = 0.82 + 0.22 * bumps + 0.05 * np.sin(2 * angle + d.u(0, 6))
-    crown = np.stack([lean + rx * r * np.cos(angle), -0.35 + ry * r * np.sin(angle)], 1)
+    radius = 0.82 + 0.22 * bumps + 0.05 * np.sin(2 * angle + d.u(0, 6))
+    x_y = lean + rx * radius * np.cos(angle), -0.35 + ry * radius * np.sin(angle)
+    crown = np.stack(x_y, 1)
     parts.append(Part(crown.astype(np.float32), "main"))
     for _ in range(2):
         x, y, s = d.u(-0.35, 0.35), d.u(-0.6, -0.15), d.u(0.12, 0.2)

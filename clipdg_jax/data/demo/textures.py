@@ -79,7 +79,7 @@ def _leaves() -> Tile:
 
 
 def _metal() -> Tile:
-    x, y = _grid()
+    _, y = _grid()
     wave = np.sin(2 * np.pi * (2 * y + 0.12 * soft_noise()))
     return (0.8 * np.sign(wave) * np.abs(wave) ** 0.4 + 0.08 * fine_noise()).astype(np.float32)
 
@@ -180,7 +180,7 @@ def _canvas() -> Tile:
     return _normalised(weave + 0.7 * _spectral("paper", 0.7, cut=30))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def tile(name: str) -> Tile:
     """The full-size tile of a material or noise."""
     return _MAKERS[name]()
@@ -208,7 +208,7 @@ def level_for(name: str, pixels: float) -> Tile:
 
 
 def crop(name: str, d: Draw, height: int, width: int, span: float, turn: float = 0.0) -> Tile:
-    """A random crop [height, width] of a tile that spans `span` pixels, turned by `turn` radians."""
+    """A random crop [height, width] of a tile that spans `span` pixels, turned by `turn`."""
     source = level_for(name, span)
     step = source.shape[0] / span
     c, s = step * np.cos(turn), step * np.sin(turn)
