@@ -10,7 +10,7 @@ import jax
 import ml_collections
 
 from clipdg_jax import errors
-from clipdg_jax.data import tokenizer
+from clipdg_jax.data import files, tokenizer
 from clipdg_jax.evaluation import plots, predictions, suites, tables, zero_shot
 from clipdg_jax.models import config as model_config
 from clipdg_jax.models import flops
@@ -148,7 +148,7 @@ def _evaluate(
             items = [(*name, answers[name[0]][name[1]], keys[name]) for name in keys]
             path = claimed.path / f"predictions-{step}.parquet"
             predictions.write(path, items, checkpoint=config.checkpoint, step=str(step))
-            workdir.write_json(kept[step], steps[step])
+            files.write_json(kept[step], steps[step])
         if len(inputs.checkpoints) > 1:
             _say(f"step {step}: {_means(steps[step])}")
     return dict(sorted(steps.items()))

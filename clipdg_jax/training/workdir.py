@@ -1,9 +1,7 @@
 """A run's directory: whose it is, whether it is finished, and what it holds."""
 
 import contextlib
-import fcntl
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from clipdg_jax import errors
+from clipdg_jax.data import files
 
 # Fields that change how a run is executed, never what it computes. All others are identity.
 OPERATIONAL = (
@@ -63,7 +62,7 @@ class Workdir:
     def finish(self, results: Mapping[str, Any]) -> None:
         """Writes `results.json`, whole or not at all; its presence marks the run complete."""
         if jax.process_index() == 0:
-            write_json(self.path / "results.json", results)
+            files.write_json(self.path / "results.json", results)
 
 
 @contextlib.contextmanager
@@ -82,34 +81,16 @@ def claim(
         another identity (the differing fields are named).
     """
     path = pathlib.Path(path).absolute()
-    lock = None
+    with contextlib.ExitStack() as held:
 
-    def take() -> None:
-        nonlocal lock
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = (path / ".lock").open("w")
-        except OSError as error:
-            raise errors.UserError(
-                f"workdir {path}: {error.strerror}; give a writable directory with --workdir"
-            ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise errors.UserError(
-                f"workdir {path}: is used by another process; wait for it or give another --workdir"
-            ) from error
-        _check_identity(path, config, inputs)
+        def take() -> None:
+            files.make_directory(path)
+            held.enter_context(files.lock(path / ".lock"))
+            _check_identity(path, config, inputs)
 
-    on_process_zero(take)
-    results = None
-    if (path / "results.json").exists():
-        results = json.loads((path / "results.json").read_text())
-    try:
-        yield Workdir(path, results)
-    finally:
-        if lock is not None:
-            lock.close()
+        on_process_zero(take)
+        results = path / "results.json"
+        yield Workdir(path, json.loads(results.read_text()) if results.exists() else None)
 
 
 def on_process_zero(fn: Callable[[], None]) -> None:
@@ -126,21 +107,6 @@ def on_process_zero(fn: Callable[[], None]) -> None:
             failure = errors.UserError("process 0: refused this run; its message says why")
     if failure is not None:
         raise failure
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON atomically (temporary name, flush, rename)."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "w") as file:
-            json.dump(value, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise errors.UserError(f"{path}: {error.strerror}; free some space or mend it") from error
 
 
 def _check_identity(
@@ -168,7 +134,7 @@ def _check_identity(
                 f"workdir {path}: belongs to a run with another {', '.join(differing)}; "
                 "give another --workdir or the same values"
             )
-    write_json(file, {"identity": identity, "operational": operational})
+    files.write_json(file, {"identity": identity, "operational": operational})
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_another_identity_is_refused_by_name(tmp_path, config, inputs, named):
 def test_a_second_process_is_refused(tmp_path):
     with (
         workdir_lib.claim(tmp_path, _config(), {}),
-        pytest.raises(errors.UserError, match="used by another process"),
+        pytest.raises(errors.UserError, match="another run is writing here"),
         workdir_lib.claim(tmp_path, _config(), {}),
     ):
         pass
