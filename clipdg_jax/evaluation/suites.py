@@ -135,7 +135,7 @@ def _check_fields(fields: Any, where: str) -> None:
 
 
 def _source(dataset: str, directory: str, data_root: str, where: str) -> resolve.Source:
-    beside = os.path.join(directory, dataset)
+    beside = os.path.abspath(os.path.join(directory, dataset))
     try:
         source = resolve.resolve(beside if os.path.isdir(beside) else dataset, data_root)
     except UserError as error:
