@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib.artist
 import matplotlib.axes
 import matplotlib.figure
+import matplotlib.layout_engine
 import matplotlib.lines
 import matplotlib.patches
 import matplotlib.ticker
@@ -48,20 +49,22 @@ def run_summary(
         Without losses, or with fewer than two evaluated steps, that panel is left out.
       results: the zero-shot results where the run ended; may be empty.
       title: what the run is.
+
+    Writes nothing where there is nothing to draw.
     """
     with_loss = [row for row in rows if "loss" in row]
     means = _domain_means(rows, results)
     panels: list[Callable[[matplotlib.axes.Axes], None]] = []
-    if len(with_loss) > 1:
+    if with_loss:
         panels.append(functools.partial(_loss, rows=with_loss))
     if means and max(len(points) for points in means.values()) > 1:
         panels.append(functools.partial(_accuracy, means=means))
     bars = sum(len(test_sets) for test_sets in results.values())
     heights = [3.0] * bool(panels) + [0.85 + 0.42 * bars] * bool(bars)
     if not heights:
-        raise ValueError("nothing to draw: neither losses nor results")
-    figure = matplotlib.figure.Figure(figsize=(8, sum(heights) + 0.8), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.1)  # inches
+        return
+    layout = matplotlib.layout_engine.ConstrainedLayoutEngine(h_pad=0.1)  # inches
+    figure = matplotlib.figure.Figure(figsize=(8, sum(heights) + 0.8), layout=layout)
     figure.suptitle(title, fontsize=16, color=_INK, fontweight="bold")
     grid = figure.add_gridspec(len(heights), max(1, len(panels)), height_ratios=heights)
     for column, draw in enumerate(panels):

@@ -112,7 +112,9 @@ def class_embeddings(
 
 
 def write(
-    path: str, items: Sequence[tuple[str, str, Predictions, Sequence[str]]], **origin: str
+    path: str | os.PathLike[str],
+    items: Sequence[tuple[str, str, Predictions, Sequence[str]]],
+    **origin: str,
 ) -> None:
     """Writes one Parquet file, whole or not at all, with one row per image.
 
@@ -140,7 +142,7 @@ def write(
         columns["correct"].append(pa.array(p.prediction == p.label))
     table = pa.table({name: pa.chunked_array(parts) for name, parts in columns.items()})
     table = table.unify_dictionaries().replace_schema_metadata(origin)
-    temporary = f"{path}.partial"
+    temporary = f"{os.fspath(path)}.partial"
     pq.write_table(table, temporary, compression="zstd")
     os.replace(temporary, path)
 

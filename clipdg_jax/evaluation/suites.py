@@ -74,7 +74,7 @@ def _load(name: str, data_root: str, skip: bool) -> Suite:
     path = os.path.join(directory, "suite.json")
     spec = _read(path, name, data_root)
     templates = spec.get("templates")
-    default = prompts.SIMPLE
+    default: tuple[str, ...] = prompts.SIMPLE
     if templates is not None:
         default = prompts.check(templates, f"{path}: templates")
     test_sets, skipped = [], {}
