@@ -198,6 +198,23 @@ class Dataset:
         except ValueError as error:
             raise RecordError(f"{self.path}: record {index}: {error}") from error
 
+    def records(self, start: int, stop: int) -> list[schema.Record | RecordError]:
+        """Records `start` to `stop` - 1, with one read per shard that they lie in.
+
+        A damaged record is its RecordError. Raises UserError like `record`.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"{self.path}: records {start} to {stop} of {len(self)}")
+        found: list[schema.Record | RecordError] = []
+        while start < stop:
+            shard = bisect.bisect_right(self._ends, start)
+            reader, end = self._readers[shard], min(stop, self._ends[shard])
+            first = self._ends[shard] - reader.info.records
+            for data in reader.read_range(start - first, end - first):
+                found.append(data if isinstance(data, RecordError) else _decode(data, reader.path))
+            start = end
+        return found
+
     def shards(self) -> Sequence[DatasetShard]:
         """The shards as input of the shard engine, in order."""
         return [DatasetShard(reader.info.file, reader) for reader in self._readers]
