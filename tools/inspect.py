@@ -162,8 +162,7 @@ def _line(index: int, record: schema.Record, classes: Sequence[str]) -> str:
 
 def _fields(record: schema.Record) -> dict[str, Any]:
     tokens = None if record.tokens is None else record.tokens.tolist()
-    fields = dataclasses.asdict(record) | {"image": f"{len(record.image)} bytes", "tokens": tokens}
-    return fields
+    return dataclasses.asdict(record) | {"image": f"{len(record.image)} bytes", "tokens": tokens}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -245,7 +245,6 @@ def claim(
     Raises:
         UserError: another process holds it (unless `wait`), or it belongs to another job.
     """
-    files.make_directory(work)
     with files.lock(work / f"lock-{process_index:05d}", wait=wait):
         path = work / "job.json"
         if path.exists():
@@ -258,7 +257,7 @@ def claim(
 def check_identity(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """UserError, naming the first differing field, unless both are the same as JSON."""
     wanted = json.loads(json.dumps(dict(wanted)))
-    for field in sorted(found.keys() | wanted.keys()):
+    for field in {**wanted, **found}:  # the caller's order: what the user set comes first
         if found.get(field) != wanted.get(field):
             raise UserError(
                 f"{where}: was begun with {field}={_short(found.get(field))}, now "
@@ -296,7 +295,7 @@ def map_shards(
         sink: makes the output of each shard.
         work: directory of the reports; a second run with the same one resumes.
         config: what the result depends on; a `work` used with another config is refused.
-        processes: worker processes on this host; 0 works in this one.
+        processes: worker processes on this host; 0 or 1 works in this one.
         process_index, process_count: this host's number and how many hosts share the list.
         title: what the progress bar says.
 
@@ -348,7 +347,8 @@ def run(
     job = _Job(source, fn, sink, work)
     with progress.Progress(title, len(indices), done=len(indices) - len(left)) as bar:
         pool = min(processes, len(left))
-        for index, report in _in_pool(job, left, pool) if pool else _inline(job, left):
+        # One worker would only add its own start to the work.
+        for index, report in _in_pool(job, left, pool) if pool > 1 else _inline(job, left):
             counts.add(report)
             finished(index)
             bar.advance(report["seen"])

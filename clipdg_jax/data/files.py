@@ -88,19 +88,27 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """Holds an exclusive lock on the file `path`, which is created and stays.
+    """Holds an exclusive lock on the file `path`, which is created if need be and stays.
 
     The system drops the lock when the holder dies, however it dies.
 
     Args:
-        path: the lock file; its directory must exist.
+        path: the lock file.
         wait: whether to wait for another holder, or to raise.
 
     Raises:
-        UserError: another process holds it and `wait` is False.
+        UserError: another process holds it and `wait` is False; it cannot be written.
     """
     while True:
-        with open(path, "a") as file:
+        make_directory(path.parent)
+        try:
+            file = open(path, "a")  # noqa: SIM115 - closed by the `with` below
+        except FileNotFoundError:
+            continue  # the former holder has just removed the directory
+        except OSError as error:
+            raise_if_unwritable(path, error)
+            raise
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError as error:
@@ -116,5 +124,3 @@ def lock(path: Path, wait: bool = False) -> Iterator[None]:
             if same:
                 yield
                 return
-        if not path.parent.is_dir():
-            make_directory(path.parent)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,6 +137,12 @@ def group_by_size(sizes: Sequence[int], target: int) -> list[list[int]]:
     return groups
 
 
+def dataset_name(out: Path) -> str:
+    """The name that goes with a directory: TFDS wants letters, digits and underscores."""
+    name = re.sub(r"[^A-Za-z0-9_]", "_", out.resolve().name)
+    return name if name[:1].isalpha() else f"data_{name}"
+
+
 def write_dataset(
     out: str | Path,
     source: Sequence[engine.InputShard],
@@ -157,7 +164,7 @@ def write_dataset(
     """Writes the records that `fn` makes of `source` as a dataset, or goes on doing so.
 
     Args:
-        out: the dataset's directory; its last part becomes the dataset's name.
+        out: the dataset's directory; its last part gives the dataset's name.
         source: input shards.
         fn: from the items of one input shard to a `schema.Record` or `engine.Drop` for each.
         config: what the content depends on, kept in the manifest; JSON-able.
@@ -176,11 +183,7 @@ def write_dataset(
             written by another process; no space left.
     """
     out = Path(out)
-    if not out.name.isidentifier():
-        raise UserError(
-            f"{out}: a dataset's directory is named by letters, digits and underscores, the first "
-            "not a digit (its shards are named after it)"
-        )
+    name = dataset_name(out)
     identity = {
         **config,
         "target_shard_bytes": target_shard_bytes,
@@ -189,6 +192,7 @@ def write_dataset(
     work = out / _PARTS
     if _complete(out, identity):
         say(f"{out}: complete already, left as it is")
+        shutil.rmtree(work, ignore_errors=True)  # there if it was killed just before the end
         return dataset.open_dataset(out)
     _check_unused(out)
     with engine.claim(work, identity, process_index=process_index, wait=wait):
@@ -200,16 +204,16 @@ def write_dataset(
                 work,
                 indices=range(process_index, len(source), process_count),
                 processes=processes,
-                title=out.name,
+                title=name,
             )
             if process_index != 0:
                 return None
             _wait_for_reports(work, len(source))
-            counts, infos = _join(out, split, len(source), target_shard_bytes, processes)
+            counts, infos = _join(out, name, split, len(source), target_shard_bytes, processes)
             sizes = [(info.records, info.bytes) for info in infos]
-            schema.write_tfds_metadata(out, out.name, {split: sizes}, classes)
+            schema.write_tfds_metadata(out, name, {split: sizes}, classes)
             dataset.Manifest(
-                name=out.name,
+                name=name,
                 split=split,
                 shards=tuple(infos),
                 classes=tuple(classes),
@@ -221,7 +225,7 @@ def write_dataset(
                 dropped=dict(counts.dropped),
                 faults=dict(counts.faults),
             ).save(out)
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)  # one that waits for the lock may be there too
     return dataset.open_dataset(out)
 
 
@@ -249,7 +253,7 @@ def _wait_for_reports(work: Path, count: int) -> None:
 
 
 def _join(
-    out: Path, split: str, inputs: int, target: int, processes: int
+    out: Path, name: str, split: str, inputs: int, target: int, processes: int
 ) -> tuple[engine.Counts, list[shards.ShardInfo]]:
     """Joins the parts to shards under their final names; returns all counts and the shards."""
     work = out / _PARTS
@@ -263,11 +267,11 @@ def _join(
             parts.append(_Part(shards.ShardInfo(**part), payload))
 
     grouped = group_by_size([part.payload for part in parts], target)
-    names = [schema.shard_name(out.name, split, i, len(grouped)) for i in range(len(grouped))]
+    names = [schema.shard_name(name, split, i, len(grouped)) for i in range(len(grouped))]
     groups = []
-    for name, members in zip(names, grouped, strict=True):
+    for shard, members in zip(names, grouped, strict=True):
         chosen = [parts[member] for member in members]
-        groups.append(_Group(name, [work / part.info.file for part in chosen], chosen))
+        groups.append(_Group(shard, [work / part.info.file for part in chosen], chosen))
 
     # A part that is a shard by itself need not be copied.
     alone = {index for index, group in enumerate(groups) if len(group.parts) == 1}
@@ -288,7 +292,7 @@ def _join(
         joined,
         indices=[index for index in range(len(groups)) if index not in alone],
         processes=processes,
-        title=f"{out.name} (joining)",
+        title=f"{name} (joining)",
         finished=remove_parts,
     )
     infos = []
