@@ -42,9 +42,7 @@ def report(
     trained, frozen = _count(state["params"]), _count(state["frozen"])
     devices = mesh.devices.size
     state_bytes = memory.state_bytes_per_device(state)
-    activations = (
-        memory.activation_bytes(objective, step.merged_params(state), batch, scalars) // devices
-    )
+    activations = memory.activation_bytes_per_device(objective, state, batch, scalars, mesh)
     lines = [
         ("model", name),
         ("parameters", f"{trained + frozen:,}"),

@@ -71,7 +71,7 @@ def abstract_state(
         "params": params,
         "frozen": sharding.param_shardings(shapes["frozen"], mesh),
         # Moments lie with their parameter, counters everywhere.
-        "opt": optax.tree_utils.tree_map_params(
+        "opt": optax.tree.map_params(
             tx, lambda _, s: s, shapes["opt"], params, transform_non_params=lambda _: whole
         ),
         "step": whole,
@@ -150,7 +150,7 @@ def make_train_step(
             return objective({**state["frozen"], **params}, batch, scalars)
 
         (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state["params"])
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt = tx.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
