@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Float32, Int
 
+from clipdg_jax.errors import UserError
+
 TOP5_MIN_CLASSES = 10  # with fewer classes, top-5 says little
 _ROWS = 4096  # images scored at once: bounds the memory of a 1000-class test set to 16 MB
 
@@ -124,7 +126,8 @@ def write(
       **origin: strings kept as metadata of the file (checkpoint, step, ...).
 
     Columns: suite, test_set, domain, key, index, label, prediction, label_class, predicted_class,
-    probability, correct. Ids are in each dataset's numbering.
+    probability, correct. Ids are in each dataset's numbering. Raises UserError where the disk is
+    full or refuses.
     """
     columns = collections.defaultdict(list)
     for suite, test_set, p, keys in items:
@@ -143,8 +146,11 @@ def write(
     table = pa.table({name: pa.chunked_array(parts) for name, parts in columns.items()})
     table = table.unify_dictionaries().replace_schema_metadata(origin)
     temporary = f"{os.fspath(path)}.partial"
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, path)
+    try:
+        pq.write_table(table, temporary, compression="zstd")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; free some space or mend it") from error
 
 
 def _repeat(value: str, n: int) -> pa.DictionaryArray:

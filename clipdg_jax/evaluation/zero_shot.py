@@ -56,7 +56,7 @@ class Evaluator:
         """
         self._model, self._mesh, self._workers = model, mesh, workers
         self._suites = tuple(suite_list)
-        self._batch_size = math.ceil(batch_size / mesh.size) * mesh.size
+        self._batch_size = self._round_up(batch_size)
         rows = sharding.batch_sharding(mesh)
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         self._encode_image = jax.jit(model.encode_image, out_shardings=rows)
@@ -96,12 +96,17 @@ class Evaluator:
             for suite in self._suites
         }
 
+    def _round_up(self, rows: int) -> int:
+        """The next multiple of the number of devices."""
+        return math.ceil(rows / self._mesh.size) * self._mesh.size
+
     def _embed_prompts(self, params, tokens) -> Float32[np.ndarray, "prompts e"]:
         rows = sharding.batch_sharding(self._mesh)
+        size = min(self._batch_size, self._round_up(len(tokens)))
         parts = []
-        for start in range(0, len(tokens), self._batch_size):
-            batch = tokens[start : start + self._batch_size]
-            padded = np.zeros((self._batch_size, tokens.shape[1]), np.int32)
+        for start in range(0, len(tokens), size):
+            batch = tokens[start : start + size]
+            padded = np.zeros((size, tokens.shape[1]), np.int32)
             padded[: len(batch)] = batch
             # Every process holds all prompts and hands its devices their rows.
             on_devices = jax.make_array_from_callback(padded.shape, rows, padded.__getitem__)
@@ -109,19 +114,26 @@ class Evaluator:
         return np.concatenate([np.asarray(part, np.float32) for part in parts])
 
     def _predict_one(self, params, test_set, head, name) -> predictions.Predictions:
-        local = self._embed_images(params, test_set, name)
+        local = self._embed_images(params, test_set.source, name)
         labels = _gather(local.label)
         valid = _gather(local.valid)
         labelled = labels >= 0
         counted = valid & labelled
+        # Every process decides on all rows, so that all of them raise or none does.
+        finite = _gather(np.isfinite(local.embedding).all(axis=1))
         if not counted.any():
             raise UserError(
                 f"test set {name}: none of its {len(test_set.source)} records decodes and has a "
                 "label; import it again"
             )
-        if labels.max() >= len(test_set.classes):
+        if not finite[valid].all():
             raise UserError(
-                f"test set {name}: label {labels.max()} has no class; the manifest lists "
+                f"test set {name}: the model's embeddings are not finite; evaluate another "
+                "checkpoint"
+            )
+        if labels[counted].max() >= len(test_set.classes):
+            raise UserError(
+                f"test set {name}: label {labels[counted].max()} has no class; the manifest lists "
                 f"{len(test_set.classes)}"
             )
         evaluated = np.zeros(len(test_set.classes), bool)
@@ -145,10 +157,10 @@ class Evaluator:
             unlabelled=int((valid & ~labelled).sum()),
         )
 
-    def _embed_images(self, params, test_set, name) -> "_Local":
+    def _embed_images(self, params, source, name) -> "_Local":
         """Embeds this process's rows; the same number of rows on every process."""
         batches = loader.eval_batches(
-            test_set.source,
+            source,
             batch_size=self._batch_size,
             image_size=self._model.config.vision.image_size,
             workers=self._workers,
@@ -156,22 +168,18 @@ class Evaluator:
             process_count=jax.process_count(),
         )
         columns = collections.defaultdict(list)
-        steps = math.ceil(len(test_set.source) / self._batch_size)
-        for batch in _progress(batches, steps, name):
-            image = sharding.put_batch({"image": batch["image"]}, self._mesh)["image"]
-            columns["embedding"].append(self._encode_image(params, image))
-            for column, dtype in (("label", np.int32), ("index", np.int32), ("valid", bool)):
-                columns[column].append(np.asarray(batch[column], dtype))
-            if len(columns["embedding"]) > 1:  # one batch late: the devices are never waited for
-                columns["embedding"][-2] = _local_rows(columns["embedding"][-2])
-        columns["embedding"][-1] = _local_rows(columns["embedding"][-1])
-        local = _Local(**{key: np.concatenate(parts) for key, parts in columns.items()})
-        if not np.isfinite(local.embedding[local.valid]).all():
-            raise UserError(
-                f"test set {name}: the model's embeddings are not finite; evaluate another "
-                "checkpoint"
-            )
-        return local
+        embeddings = columns["embedding"]
+        steps = math.ceil(len(source) / self._batch_size)
+        with batches:
+            for batch in _progress(batches, steps, name):
+                image = sharding.put_batch({"image": batch["image"]}, self._mesh)["image"]
+                embeddings.append(self._encode_image(params, image))
+                for column, dtype in (("label", np.int32), ("index", np.int32), ("valid", bool)):
+                    columns[column].append(batch[column].astype(dtype))
+                if len(embeddings) > 1:  # one batch late: the devices are never waited for
+                    embeddings[-2] = _local_rows(embeddings[-2])
+        embeddings[-1] = _local_rows(embeddings[-1])
+        return _Local(**{key: np.concatenate(parts) for key, parts in columns.items()})
 
 
 @dataclasses.dataclass(frozen=True)
