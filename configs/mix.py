@@ -113,7 +113,7 @@ def demo() -> ml_collections.ConfigDict:
             "pool": 0,
             "test_natural": 2_400,
             "test_style": 600,
-            "size": 48,
+            "size": 40,
             "cue_correlation": 0.6,
             "seed": 0,
             "vocab_size": 1024,
@@ -155,6 +155,7 @@ def paper() -> ml_collections.ConfigDict:
     config = base()
     config.epochs = 32
     config.data.mix = "natural=44M,rendition=13M"
+    config.model.remat = "full"  # 4 x 80 GB hold it; with 8, "dots" recomputes less.
     config.eval_every = 3479  # An epoch of 57 M records.
     config.checkpoint_every = 3479
     config.images_every = 3479

@@ -181,7 +181,7 @@ def _train(
             state, progress = planned.init(), loop.Progress()
         batches = _batches(planned, list(sources.values()), tokens, start)
         stack.callback(batches.close)
-        device_feed = feed.DeviceFeed(batches, planned.mesh, _device_fields)
+        device_feed = feed.DeviceFeed(batches, planned.mesh, device_fields)
         stack.callback(device_feed.close)
         log = metrics.MetricLog(claimed.path, start, planned.steps)
         stack.callback(log.close)
@@ -274,7 +274,7 @@ def _batches(
     )
 
 
-def _device_fields(batch: feed.HostBatch) -> feed.HostBatch:
+def device_fields(batch: feed.HostBatch) -> feed.HostBatch:
     """What the step needs of a batch; `record` is a hash of each row's (source, index)."""
     multiplier = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio (Knuth 6.4).
     identity = batch["index"].astype(np.uint64) * multiplier + batch["source"].astype(np.uint64)
