@@ -167,7 +167,7 @@ class Evaluator:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        columns = collections.defaultdict(list)
+        columns: dict[str, list[Any]] = collections.defaultdict(list)
         embeddings = columns["embedding"]
         steps = math.ceil(len(source) / self._batch_size)
         with batches:
