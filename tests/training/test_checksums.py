@@ -28,7 +28,7 @@ def _leaves(mesh=None):
 def test_sums_do_not_depend_on_the_devices():
     expected = checksums.leaf_checksums(_leaves())
     digest = checksums.params_sha256(_leaves())
-    for count, fsdp in ((8, 1), (8, 4), (4, 2)):
+    for count, fsdp in ((8, 4), (4, 1)):
         leaves = _leaves(sharding.make_mesh(fsdp=fsdp, devices=jax.devices()[:count]))
         assert checksums.leaf_checksums(leaves) == expected
         assert checksums.params_sha256(leaves) == digest
