@@ -48,9 +48,9 @@ fi
 
 extras=${EXTRAS:-}
 if [ -z "$extras" ]; then
-  extras=test
+  extras="test"
   if nvidia-smi >/dev/null 2>&1; then
-    extras=test,cuda12
+    extras="test,cuda12"
   fi
 fi
 
