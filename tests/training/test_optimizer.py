@@ -65,7 +65,7 @@ def test_schedule_is_open_clips(warmup, total):
 def test_schedule_of_warmup_only():
     assert optimizer.schedule(1.0, 4, 4)(3) == 1.0
     assert optimizer.schedule(1.0, 8, 4)(3) == 0.5  # ends while warming up
-    with pytest.raises(errors.UserError, match="optim.warmup: -1"):
+    with pytest.raises(errors.UserError, match=r"optim.warmup: -1"):
         optimizer.schedule(1.0, -1, 10)
 
 
