@@ -10,13 +10,13 @@ run; of a finished one it says so. Exit status: 0 done, 2 the user can mend it (
 stderr says how), anything else is a bug.
 """
 
-import difflib
 import importlib
 import os
 import pathlib
 import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import jax
 import ml_collections
@@ -52,19 +52,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise errors.UserError(f"{rest[1]}: is not a flag; write --config.<field>=<value>")
-        if flags.FLAGS["config"].present:
+        if CONFIG.value is not None:
             _ = CONFIG.value.job  # A config that failed to load says so on first access.
         return rest
     except errors.UserError as error:
         _refuse(error)
-    except flags.Error as error:
-        _refuse(f"flags: {_first_line(error)}; see --help")
-    except (AttributeError, KeyError) as error:
-        _refuse(_unknown_field(str(error), argv))
-    except (FileNotFoundError, ImportError) as error:
-        _refuse(f"--config: {_first_line(error)}; give an existing file such as configs/mix.py")
-    except (TypeError, ValueError, SyntaxError) as error:
-        _refuse(f"--config: {_first_line(error)}; see the docstring of the config file")
+    except Exception as error:  # A config file is anyone's code.
+        _refuse(_explain(error, argv))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -103,31 +97,28 @@ def job_module(config: ml_collections.ConfigDict):
 
 def default_workdir() -> str:
     """`runs/<config file>[-<argument>]`, with characters that paths dislike replaced."""
-    path, _, argument = flags.FLAGS["config"].config_filename.partition(":")
+    given = config_flags.get_config_filename(flags.FLAGS["config"])
+    path, _, argument = given.partition(":")
     name = pathlib.Path(path).stem + (f"-{argument}" if argument else "")
     return str(pathlib.Path("runs") / re.sub(r"[^\w=.,+-]", "_", name))
 
 
-def _unknown_field(message: str, argv: Sequence[str]) -> str:
-    name = message.strip("\"'").split(".")[-1]
-    given = next((a.split("=")[0].lstrip("-") for a in argv if f".{name}=" in a), f"config.{name}")
-    known = [f"config.{path}" for path in _paths(flags.FLAGS["config"].value)]
-    close = difflib.get_close_matches(given, known, 1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else "see the docstring of the config file"
-    return f"{given}: no such field; {hint}"
+def _explain(error: Exception, argv: Sequence[str]) -> str:
+    """One line for an error of flag parsing or of a config file."""
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, AttributeError | KeyError):  # ml_collections: no such field.
+        name = re.findall(r"\w+", text)[0]
+        flag = next((a.partition("=")[0] for a in argv if name in a), name).lstrip("-")
+        close = re.search(r'Did you mean "(\w+)"', text)
+        hint = f"did you mean {flag.replace(name, close[1])}?" if close else "see its docstring"
+        return f"{flag}: the config has no such field; {hint}"
+    lines = text.splitlines()
+    if "config file" in lines[0]:  # What follows is a traceback; its end is the error.
+        lines = [re.sub(r"^\w*(Error|Exception): |\[Errno \d+\] ", "", lines[-1].strip())]
+    return f"flags: {lines[0]}; see --help and the docstring of the config file"
 
 
-def _paths(config: object, prefix: str = "") -> list[str]:
-    if not isinstance(config, ml_collections.ConfigDict):
-        return [prefix.rstrip(".")] if prefix else []
-    return [p for key in config for p in _paths(config.get(key), f"{prefix}{key}.")]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _refuse(error: object):
+def _refuse(error: object) -> NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)
     # Skips atexit: a distributed process that waits there for its peers would hang.
     sys.stdout.flush()

@@ -140,8 +140,8 @@ def study() -> ml_collections.ConfigDict:
 
 def pacs() -> ml_collections.ConfigDict:
     config = demo()
-    config.data.root = "data/pacs"
-    config.data.mix = "photo=1,art_painting=1,cartoon=1,sketch=1"
+    config.data.root = "data"
+    config.data.mix = "pacs/photo=1,pacs/art_painting=1,pacs/cartoon=1,pacs/sketch=1"
     config.data.demo = ml_collections.ConfigDict()
     config.data.workers = 1
     config.data.crop_scale = (0.4, 1.0)  # A few thousand images: crops are the augmentation.

@@ -20,7 +20,7 @@ import matplotlib
 from absl import flags
 
 from clipdg_jax import errors
-from clipdg_jax.evaluation import plots
+from clipdg_jax.evaluation import plots, stats
 from tools import cli
 
 matplotlib.use("Agg")
@@ -109,20 +109,14 @@ def row_values(results: dict) -> dict[str, float]:
 
 
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
-    """A Markdown table in percent: mean, and ± standard deviation over seeds where several."""
+    """A Markdown table in percent: mean, and ± standard error over seeds where several."""
     columns = list(next(iter(rows.values()))[0])
-    lines = [
-        "| trained on | " + " | ".join(columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
+    lines = ["| trained on | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, values in rows.items():
         entries = []
         for column in columns:
-            numbers = [100 * v[column] for v in values]
-            entry = f"{statistics.fmean(numbers):.1f}"
-            if len(numbers) > 1:
-                entry += f" ± {statistics.stdev(numbers):.1f}"
-            entries.append(entry)
+            mean, error = stats.mean_and_standard_error([100 * v[column] for v in values])
+            entries.append(f"{mean:.1f}" + (f" ± {error:.1f}" if len(values) > 1 else ""))
         lines.append(f"| {name} | " + " | ".join(entries) + " |")
     return "\n".join(lines)
 

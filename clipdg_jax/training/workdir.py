@@ -36,7 +36,8 @@ OPERATIONAL = (
 
 def split_config(config: ml_collections.ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits a config into its identity and its operational fields, both as flat dicts."""
-    identity, operational = {}, {}
+    identity: dict[str, Any] = {}
+    operational: dict[str, Any] = {}
     for path, value in _flatten(config.to_dict()).items():
         is_operational = any(path == o or path.startswith(f"{o}.") for o in OPERATIONAL)
         (operational if is_operational else identity)[path] = value

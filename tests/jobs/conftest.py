@@ -1,6 +1,7 @@
 """Fixtures of the jobs' tests: a small demo world and runs on it."""
 
 import functools
+import os
 import pathlib
 
 import ml_collections
@@ -13,7 +14,10 @@ from tests.jobs import small_runs
 @pytest.fixture(scope="session")
 def demo_root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Made once for all test processes, which wait for the one that makes it."""
-    root = tmp_path_factory.getbasetemp().parent / "clipdg_jax-demo-world"
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    root = base / "demo-world"
     demo.ensure(root, demo.DemoSpec(**small_runs.WORLD), processes=0)
     return root
 

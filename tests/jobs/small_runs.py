@@ -8,7 +8,15 @@ import subprocess
 import sys
 
 REPO = pathlib.Path(__file__).parents[2]
-WORLD = {"natural": 200, "rendition": 120, "test_natural": 36, "test_style": 24, "size": 40}
+WORLD = {
+    "natural": 200,
+    "rendition": 120,
+    "test_natural": 36,
+    "test_style": 24,
+    "size": 40,
+    "cue_correlation": 0.6,
+    "vocab_size": 1024,
+}
 RUN = {
     "steps": 12,
     "batch_size": 16,
