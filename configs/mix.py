@@ -114,7 +114,7 @@ def demo() -> ml_collections.ConfigDict:
             "test_natural": 2_400,
             "test_style": 600,
             "size": 40,
-            "cue_correlation": 0.6,
+            "cue_correlation": 0.8,
             "seed": 0,
             "vocab_size": 1024,
         }

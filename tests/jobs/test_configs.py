@@ -1,0 +1,52 @@
+"""Every preset of every config tells what it would take, without data."""
+
+import pytest
+
+from clipdg_jax import main
+from tests.jobs import small_runs
+
+PRESETS = [
+    (path.stem, preset)
+    for path in sorted((small_runs.REPO / "configs").glob("*.py"))
+    for preset in getattr(small_runs.load_config(path.stem), "PRESETS", ("",))
+]
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_dry_run(name, preset, tmp_path, capsys):
+    config = small_runs.load_config(name).get_config(preset)
+    config.lock()
+    config.dry_run = True
+    main.job_module(config).run(config, tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert printed.strip()
+    assert not (tmp_path / "run").exists(), "a dry run leaves nothing behind"
+
+
+def test_the_papers_run(capsys, tmp_path):
+    config = small_runs.load_config("mix").get_config("paper,natural=44M,rendition=13M")
+    config.dry_run = True
+    main.job_module(config).run(config, tmp_path)
+    lines = dict(
+        line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line
+    )
+    told = {key.strip(): value.strip() for key, value in lines.items()}
+    assert told["parameters"] == "151,277,313"
+    assert told["steps"] == f"{57_000_000 // 16_384 * 32:,}"
+    assert told["devices"].startswith("8 ")
+    assert told["FLOPs per example"].startswith("44.3")
+    # fp32 parameters and two moments, whole on each device, and two counters.
+    state = 3 * 151_277_313 * 4 / 2**30
+    assert float(told["state per device"].split()[0]) == pytest.approx(state, abs=1e-3)
+
+
+def test_fsdp_divides_the_state(capsys, tmp_path):
+    def state_gib(fsdp: int) -> float:
+        config = small_runs.load_config("mix").get_config("paper")
+        config.dry_run, config.mesh.fsdp = True, fsdp
+        main.job_module(config).run(config, tmp_path)
+        (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("state per")]
+        return float(line.split()[3])
+
+    # Vectors stay whole.
+    assert state_gib(8) == pytest.approx(state_gib(1) / 8, rel=0.03)
