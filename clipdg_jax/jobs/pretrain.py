@@ -90,7 +90,7 @@ def plan(config: ml_collections.ConfigDict) -> Plan:
         mix=mix,
         steps=steps,
         tx=tx,
-        objective=_with_batch_facts(losses.contrastive_objective(model, config.loss)),
+        objective=_with_record_checksum(losses.contrastive_objective(model, config.loss)),
         abstract=step.abstract_state(init, rng, tx, mesh),
     )
 
@@ -282,18 +282,18 @@ def device_fields(batch: feed.HostBatch) -> feed.HostBatch:
     return {name: batch[name] for name in ("image", "tokens", "valid")} | {"record": record}
 
 
-def _with_batch_facts(objective: losses.Objective) -> losses.Objective:
-    """Adds to the metrics how many records were valid, and a checksum of which they were.
+def _with_record_checksum(objective: losses.Objective) -> losses.Objective:
+    """Adds to the metrics `records`, a checksum of which records a batch held.
 
-    The checksum, an exact integer below 2^24, depends on the order of the rows but not on the
-    devices that hold them: equal values in two runs' metrics mean the same batch.
+    An exact integer below 2^24 that depends on the order of the rows, but not on the devices that
+    hold them: equal values in two runs' metrics mean the same batch.
     """
 
     def wrapped(params, batch, scalars):
         loss, values = objective(params, batch, scalars)
         rows = jnp.arange(1, batch["record"].shape[0] + 1, dtype=jnp.uint32)
         checksum = jnp.sum(batch["record"] * (2 * rows - 1), dtype=jnp.uint32) % (1 << 24)
-        return loss, values | {"valid": jnp.sum(batch["valid"]), "records": checksum}
+        return loss, values | {"records": checksum}
 
     return wrapped
 
