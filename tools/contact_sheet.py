@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=96, help="pixels a picture is rendered at")
     parser.add_argument("--cell", type=int, help="pixels it is shown at; default: --size")
-    parser.add_argument("--cue-correlation", type=float, default=0.6)
+    parser.add_argument("--cue-correlation", type=float, default=0.8)
     flags = parser.parse_args()
     world = demo.World(flags.size, flags.cue_correlation)
     image = sheet(world, flags.seed, flags.cell or flags.size)

@@ -31,8 +31,9 @@ def _graphics(scene: Scene, size: int, d: Draw) -> Picture:
         cv2.circle(picture, centre, int(size * d.u(0.12, 0.18)), other, -1, cv2.LINE_AA)
         cv2.circle(picture, centre, int(size * 0.18), (255, 255, 255), 1, cv2.LINE_AA)
     word = d.pick(_WORDS)
-    scale = size / 60 * 3.2 / len(word)
-    at = (int(size * 0.06), top + int(band * 0.8))
+    (w, h), _ = cv2.getTextSize(word, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 1)
+    scale = min(0.88 * size / w, 0.66 * band / h)
+    at = (int(size * 0.06), top + int(band * 0.82))
     thick = max(1, size // 40)
     cv2.putText(
         picture, word, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thick, cv2.LINE_AA

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 
 from clipdg_jax.data.demo import canvas, drawn, textures, vocabulary
 from clipdg_jax.data.demo import scene as scenes
-from clipdg_jax.data.demo.geometry import Draw
+from clipdg_jax.data.demo.geometry import Draw, Part, ellipse
 from clipdg_jax.data.demo.scene import Scene
 
 Picture = UInt8[np.ndarray, "t t 3"]
@@ -24,17 +24,18 @@ Picture = UInt8[np.ndarray, "t t 3"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Field:
-    """Marks that cover a square and wrap around.
+    """Marks that cover a square of twice a picture's side, of which a picture takes a window.
 
     Attributes:
-      dx, dy: offset from a pixel to where its mark takes its colour: the mark's centre, or a
-        point on the way to it.
+      hop: where a pixel's mark takes its colour (the mark's centre, or a point on the way to it),
+        as the distance in the flattened picture after `reach` pixels were added all around.
+      reach: the largest offset in either direction, in pixels.
       noise: three random numbers of the mark, in [-1, 1].
       relief: light and dark within the mark (bristles, grout), about [-1, 1].
     """
 
-    dx: Int[np.ndarray, "n n"]
-    dy: Int[np.ndarray, "n n"]
+    hop: Int[np.ndarray, "n n"]
+    reach: int
     noise: Float[np.ndarray, "n n 3"]
     relief: Float[np.ndarray, "n n"]
 
@@ -42,8 +43,8 @@ class Field:
         """A window of the field."""
         rows, columns = slice(y, y + side), slice(x, x + side)
         return Field(
-            self.dx[rows, columns],
-            self.dy[rows, columns],
+            self.hop[rows, columns],
+            self.reach,
             self.noise[rows, columns],
             self.relief[rows, columns],
         )
@@ -120,10 +121,12 @@ def _field(
     n = owner.shape[0]
     yy, xx = np.meshgrid(np.arange(n), np.arange(n), indexing="ij")
     own = centres[owner]
-    dx = np.where(owner > 0, np.rint(share * (own[..., 0] - xx)), 0).astype(np.int16)
-    dy = np.where(owner > 0, np.rint(share * (own[..., 1] - yy)), 0).astype(np.int16)
+    dx = np.where(owner > 0, np.rint(share * (own[..., 0] - xx)), 0).astype(np.int32)
+    dy = np.where(owner > 0, np.rint(share * (own[..., 1] - yy)), 0).astype(np.int32)
+    reach = int(max(np.abs(dx).max(), np.abs(dy).max()))
+    hop = dy * (n // 2 + 2 * reach) + dx
     noise = d.rng.uniform(-1, 1, (len(centres), 3)).astype(np.float32)[owner]
-    return Field(dx, dy, noise, relief.astype(np.float32))
+    return Field(hop, reach, noise, relief.astype(np.float32))
 
 
 @functools.lru_cache(maxsize=16)
@@ -139,11 +142,12 @@ def _field_for(name: str, side: int) -> Field:
 
 def _gathered(picture: np.ndarray, field: Field) -> np.ndarray:
     """Every pixel in the colour found at its mark's offset."""
-    side = picture.shape[0]
-    axis = np.arange(side, dtype=np.int16)
-    rows = np.clip(field.dy + axis[:, None], 0, side - 1)
-    columns = np.clip(field.dx + axis[None, :], 0, side - 1)
-    return picture[rows, columns]
+    side, reach = picture.shape[0], field.reach
+    wide = side + 2 * reach
+    padded = cv2.copyMakeBorder(picture, reach, reach, reach, reach, cv2.BORDER_REPLICATE)
+    axis = np.arange(reach, reach + side)
+    places = field.hop + (axis[:, None] * wide + axis[None, :])
+    return padded.reshape(wide * wide, *picture.shape[2:]).take(places, axis=0)
 
 
 def _window(name: str, d: Draw, side: int) -> Field:
@@ -177,7 +181,7 @@ def painting(scene: Scene, size: int) -> Picture:
     d = scene.draw(scenes.PIXELS)
     side = 2 * size
     palette = _PALETTES[d.below(len(_PALETTES))]
-    parts = scenes.posed(scene, side, drawn.SCALE, drawn.SHIFT)
+    parts = scenes.posed(scene, side, drawn.SCALE, drawn.SHIFT, drawn.CARICATURE)
     ids = canvas.label_map(parts, side)
     main = _nearest(palette, vocabulary.COLOURS[scene.colour])
     # The wash: two palette tones away from the object's, in large soft patches.
@@ -185,6 +189,17 @@ def painting(scene: Scene, size: int) -> Picture:
     first, second = palette[far[d.below(3)]], palette[far[d.below(4)]]
     patch = np.clip(textures.crop("soft", d, side, side, side * 1.2) * 1.5 + 0.5, 0, 1)[..., None]
     picture = first * (1 - 0.6 * patch) + second * (0.6 * patch)
+    for _ in range(d.below(9)):  # bold planes
+        colour = 0.4 * first + 0.1 * second + 0.5 * palette[d.below(len(palette))]
+        plane = ellipse(
+            d.u(0, side),
+            d.u(0, side),
+            d.u(0.1, 0.4) * side,
+            d.u(0.1, 0.5) * side,
+            d.u(0, 3),
+            d.pick((3, 4, 5)),
+        )
+        canvas.fill(picture, Part(plane), tuple(float(v) for v in colour))
     table = np.zeros((256, 3), np.float32)
     lum = float(main.mean())
     for i, part in enumerate(parts):
@@ -213,7 +228,7 @@ def mosaic(scene: Scene, size: int) -> Picture:
     """Tesserae of glass and stone in grey grout; never in the training styles."""
     d = scene.draw(scenes.PIXELS)
     side = 2 * size
-    parts = scenes.posed(scene, side, (0.8, 0.95), 0.03)
+    parts = scenes.posed(scene, side, (0.8, 0.95), 0.03, drawn.CARICATURE)
     ids = canvas.label_map(parts, side)
     main = tuple(float(v) for v in vocabulary.COLOURS[scene.colour])
     light = sum(main) > 330 and d.chance(0.6)

@@ -35,21 +35,22 @@ class Material:
 
 
 LOOKS: dict[str, Material] = {
-    "brick": Material((176, 88, 66), 0.40, 0.42, 0.0),
-    "leaves": Material((74, 124, 52), 0.40, 0.50, 0.1),
-    "metal": Material((176, 184, 196), 0.35, 0.34, 0.9),
-    "scales": Material((128, 164, 172), 0.35, 0.50, 0.5),
-    "feathers": Material((150, 130, 108), 0.35, 0.45, 0.0),
-    "fur": Material((176, 132, 92), 0.40, 0.50, 0.0),
-    "ceramic": Material((236, 232, 224), 0.40, 0.40, 0.8),
-    "wood": Material((156, 104, 60), 0.45, 0.42, 0.1),
-    "petal": Material((242, 200, 206), 0.35, 0.30, 0.0),
-    "lacquer": Material((186, 104, 36), 0.40, 0.42, 0.7),
-    "planks": Material((138, 118, 98), 0.40, 0.50, 0.0),
-    "fabric": Material((226, 218, 190), 0.35, 0.42, 0.0),
+    "brick": Material((176, 88, 66), 0.50, 0.48, 0.0),
+    "leaves": Material((74, 124, 52), 0.50, 0.56, 0.1),
+    "metal": Material((176, 184, 196), 0.45, 0.40, 0.9),
+    "scales": Material((128, 164, 172), 0.45, 0.56, 0.5),
+    "feathers": Material((150, 130, 108), 0.45, 0.51, 0.0),
+    "fur": Material((176, 132, 92), 0.50, 0.56, 0.0),
+    "ceramic": Material((236, 232, 224), 0.50, 0.46, 0.8),
+    "wood": Material((156, 104, 60), 0.55, 0.48, 0.1),
+    "petal": Material((242, 200, 206), 0.45, 0.36, 0.0),
+    "lacquer": Material((186, 104, 36), 0.50, 0.48, 0.7),
+    "planks": Material((138, 118, 98), 0.50, 0.56, 0.0),
+    "fabric": Material((226, 218, 190), 0.45, 0.48, 0.0),
 }
 
-_GREY = np.array([0.299, 0.587, 0.114], np.float32)
+# Longer side of the object as a share of the picture's: afar, ordinary, near, close up.
+_DISTANCES = ((0.4, 0.6), (0.6, 0.85), (0.8, 1.1), (1.1, 1.6))
 
 
 def paint_objects(
@@ -73,13 +74,17 @@ def paint_objects(
     shade = 0.74 + 0.22 * height + np.clip(facing * (side / 200), -0.4, 0.4)
 
     look = LOOKS[scene.material]
-    colour = vocabulary.COLOURS[scene.colour]
-    main = tuple(c + (t - c) * look.pull for c, t in zip(colour, look.tint, strict=True))
+    own = vocabulary.COLOURS[scene.colour]
+    main = tuple(c + (t - c) * look.pull for c, t in zip(own, look.tint, strict=True))
     table = np.zeros((256, 3), np.float32)
     covered = np.zeros(256, np.float32)
     for i, part in enumerate(parts):
-        table[i + 1] = canvas.paint(part.slot, main, 0.72, 0.25)
-        covered[i + 1] = part.slot in ("main", "shade", "tint")
+        # Photographed objects are of one stuff: their marks and fittings stand out but little.
+        keep = 0.35 if part.detail else 0.5
+        stuff = part.slot in ("main", "shade", "tint")
+        colour = np.array(canvas.paint(part.slot, main, 0.8, 0.15), np.float32)
+        table[i + 1] = colour if stuff else colour * keep + np.array(main, np.float32) * (1 - keep)
+        covered[i + 1] = 1.0 if stuff else 1 - keep
     tile = textures.crop(scene.material, d, side, side, side * d.u(0.9, 1.3), d.u(-0.35, 0.35))
     grain = tile * covered[ids]
     lum = shade * (1 + np.float32(look.contrast) * grain)
@@ -105,15 +110,15 @@ def _cast_shadow(
     picture *= (1 - np.float32(d.u(0.3, 0.6)) * cast)[..., None]
 
 
-def _props(picture: np.ndarray, d: Draw, count: int) -> None:
-    """Things that stand about: stones, sticks, boxes of some material."""
+def _props(picture: np.ndarray, d: Draw, count: int, front: bool = False) -> None:
+    """Things that stand about: stones, sticks, boxes of some material; smaller in front."""
     side = picture.shape[0]
     for _ in range(count):
         material = d.pick(vocabulary.MATERIALS)
         pigment = np.array(vocabulary.COLOURS[d.pick(tuple(vocabulary.COLOURS))], np.float32)
         tint = np.array(LOOKS[material].tint, np.float32)
         colour = (pigment * 0.4 + tint * 0.4 + 40) / 255
-        cx, cy, r = d.u(0, 1) * side, d.u(0.2, 1) * side, d.u(0.05, 0.14) * side
+        cx, cy, r = d.u(0, 1) * side, d.u(0.2, 1) * side, d.u(0.05, 0.1 if front else 0.16) * side
         kind = d.below(3)
         if kind == 0:
             points = ellipse(cx, cy, r * d.u(0.8, 1.5), r * 0.8, d.u(0, 3), 12)
@@ -121,11 +126,15 @@ def _props(picture: np.ndarray, d: Draw, count: int) -> None:
             points = ellipse(cx, cy, r * 2.2, r * 0.22, d.u(0, 3), 12)
         else:
             points = ellipse(cx, cy, r * 1.2, r * 1.2, d.u(0, 1), 4)
-        mask = np.zeros((side, side), np.uint8)
-        canvas.fill(mask, Part(points), 1)
-        tile = textures.crop(material, d, side, side, side * d.u(0.9, 1.3), d.u(-0.5, 0.5))
-        lum = 0.85 + 0.4 * tile
-        cv2.copyTo(colour * lum[..., None], mask, picture)
+        left, top = (int(v) for v in np.clip(points.min(0), 0, side - 1))
+        right, bottom = (int(v) for v in np.clip(points.max(0) + 1, 1, side))
+        height, width = bottom - top, right - left
+        window = picture[top:bottom, left:right]
+        mask = np.zeros((height, width), np.uint8)
+        canvas.fill(mask, Part(points - np.array([left, top], np.float32)), 1)
+        span, turn = side * d.u(0.9, 1.3), d.u(-0.5, 0.5)
+        tile = textures.crop(material, d, height, width, span, turn)
+        window[:] = np.where(mask[..., None], colour * (0.85 + 0.4 * tile)[..., None], window)
 
 
 def _occlude(picture: np.ndarray, d: Draw) -> None:
@@ -171,7 +180,7 @@ def camera(picture: Float[np.ndarray, "s s 3"], d: Draw, size: int) -> UInt8[np.
 def place(scene: Scene, d: Draw, side: int) -> Float[np.ndarray, "s s 3"]:
     """The scene's context with things standing about and, often, out of focus."""
     picture = np.array(contexts.PLACES[scene.context](d, side), np.float32)
-    _props(picture, d, d.below(3))
+    _props(picture, d, d.below(4))
     if d.chance(0.5):
         width = max(1, int(side * d.u(0.01, 0.05))) | 1
         picture = cv2.blur(picture, (width, width))
@@ -183,8 +192,12 @@ def render(scene: Scene, size: int) -> UInt8[np.ndarray, "t t 3"]:
     d = scene.draw(scenes.PIXELS)
     side = 2 * size
     picture = place(scene, d, side)
-    parts = scenes.posed(scene, side, (0.62, 0.92), 0.12)
+    parts = scenes.posed(scene, side, d.pick(_DISTANCES), 0.25)
     paint_objects(picture, scene, parts, d)
-    if d.chance(0.4):
+    if d.chance(0.6):
         _occlude(picture, d)
+    _props(picture, d, d.below(3), front=True)
+    if d.chance(0.5):  # dappled light
+        spots = textures.crop("soft", d, side, side, side * d.u(0.6, 1.2))
+        picture *= (1 + np.float32(d.u(0.1, 0.4)) * spots)[..., None]
     return camera(picture, d, size)

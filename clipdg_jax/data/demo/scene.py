@@ -31,7 +31,7 @@ class World:
     """
 
     size: int = 40
-    cue_correlation: float = 0.6
+    cue_correlation: float = 0.8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def sample(world: World, style: str, seed: int, index: int) -> Scene:
 
 
 def posed(
-    scene: Scene, side: int, scale: tuple[float, float], shift: float, squeeze: float = 0.12
+    scene: Scene, side: int, scale: tuple[float, float], shift: float, caricature: float = 0.0
 ) -> list[Part]:
     """The object's parts in pixels, posed at random.
 
@@ -134,7 +134,8 @@ def posed(
       side: of the canvas in pixels.
       scale: range of the longer side of the object's bounding box, as a share of the canvas.
       shift: largest displacement of its centre from the canvas's, as a share of the canvas.
-      squeeze: largest relative change of width against height.
+      caricature: how far proportions are exaggerated: width grows or shrinks from top to bottom
+        by up to this share of it, and upright things bend.
     """
     d = scene.draw(POSE)
     parts = shapes.SHAPES[scene.name](d)
@@ -143,17 +144,27 @@ def posed(
     limit = np.deg2rad(shapes.TURN.get(scene.name, shapes.DEFAULT_TURN))
     turn = d.u(-limit, limit)
     c, s = np.cos(turn), np.sin(turn)
-    wide = 1 + d.u(-squeeze, squeeze)
+    wide = 1 + d.u(-0.12, 0.12)
     slant = d.u(-0.08, 0.08)
+    taper, bend = d.u(-1, 1) * caricature, d.u(-1, 1) * caricature
+    if caricature:
+        parts = [_caricature(part, taper, bend) for part in parts]
     matrix = np.array([[wide * c, wide * s], [slant - s, c]], np.float32)
     every = np.concatenate([p.points for p in parts]) @ matrix
     low, high = every.min(0), every.max(0)
     zoom = np.float32(d.u(*scale) * side / float((high - low).max()))
     half = (high - low) * zoom / 2
-    room = np.maximum(np.minimum(shift * side, side * 0.49 - half), 0)
+    # It stays within the picture; one larger than it may leave by as much as it must.
+    room = np.minimum(shift * side, np.abs(side * 0.49 - half))
     centre = side / 2 + room * np.array([d.u(-1, 1), d.u(-1, 1)], np.float32)
     offset = (centre - zoom * (low + high) / 2).astype(np.float32)
     matrix = matrix * zoom
     return [
         Part(p.points @ matrix + offset, p.slot, p.width * float(zoom), p.detail) for p in parts
     ]
+
+
+def _caricature(part: Part, taper: float, bend: float) -> Part:
+    x, y = part.points[:, 0], part.points[:, 1]
+    points = np.stack([x * (1 + taper * y) + 0.6 * bend * y * y, y], 1).astype(np.float32)
+    return dataclasses.replace(part, points=points)
