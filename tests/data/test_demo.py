@@ -79,7 +79,7 @@ def test_class_colour_and_style_are_independent(style):
         assert _chi_square(_table(labels, [s.context for s in scenes])) < 4
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize("correlation", [0.0, 0.6, 0.9])
 def test_cue_correlation_is_the_stated_one(correlation):
     count = 6000
     scenes = _factors("natural", count, demo.World(40, correlation))
@@ -269,7 +269,7 @@ def test_ensure_restores_what_is_missing_and_the_result_has_the_same_bytes(tmp_p
 def test_ensure_refuses_another_world_and_bad_fields(tmp_path):
     spec = demo.DemoSpec(natural=2, rendition=4, test_natural=1, test_style=1)
     demo.ensure(tmp_path, spec, processes=0)
-    with pytest.raises(errors.UserError, match=r"cue_correlation=0\.8.*cue_correlation=0\.3"):
+    with pytest.raises(errors.UserError, match=r"cue_correlation=0\.9.*cue_correlation=0\.3"):
         demo.ensure(
             tmp_path,
             demo.DemoSpec(

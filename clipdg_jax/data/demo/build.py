@@ -62,7 +62,7 @@ class DemoSpec:
     test_natural: int = 2_400
     test_style: int = 600
     size: int = 40
-    cue_correlation: float = 0.8
+    cue_correlation: float = 0.9
     seed: int = 0
     vocab_size: int = 1024
 

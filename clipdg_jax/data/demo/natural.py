@@ -173,7 +173,7 @@ def camera(picture: Float[np.ndarray, "s s 3"], d: Draw, size: int) -> UInt8[np.
     out = np.clip(small * 255 + np.float32(0.5), 0, 255).astype(np.uint8)
     if d.chance(0.5):
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(d.u(45, 90))]
-        out = cv2.imdecode(cv2.imencode(".jpg", out, quality)[1], cv2.IMREAD_COLOR_BGR)
+        out = cv2.imdecode(cv2.imencode(".jpg", out, quality)[1], cv2.IMREAD_COLOR)
     return out
 
 

@@ -31,7 +31,7 @@ class World:
     """
 
     size: int = 40
-    cue_correlation: float = 0.8
+    cue_correlation: float = 0.9
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
