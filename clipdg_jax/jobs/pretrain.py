@@ -68,15 +68,19 @@ class Plan:
         return losses.wrap_init(self.model.init, self.config.loss)
 
 
-def plan(config: ml_collections.ConfigDict) -> Plan:
+def plan(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Plan:
     """Checks a config and builds everything that needs no data.
+
+    Args:
+      config: the run's.
+      devices: those to run on; all by default.
 
     Raises:
       errors.UserError: naming the field that is wrong.
     """
     architecture = {**config.model.to_dict(), "dtype": config.dtype}
     model = model_lib.Model(model_config.from_config(architecture))
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     sharding.check_batch_size(config.batch_size, mesh)
     mix = mixture.parse_mix(config.data.mix)
     steps = length(config, mix)
@@ -141,7 +145,7 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 def describe(planned: Plan) -> str:
     """The dry run's report; needs no data."""
     config, model = planned.config, planned.model.config
-    batch = _abstract_batch(planned)
+    batch = abstract_batch(planned)
     return dry_run.report(
         name=config.model.name,
         state=planned.abstract,
@@ -298,7 +302,8 @@ def _with_record_checksum(objective: losses.Objective) -> losses.Objective:
     return wrapped
 
 
-def _abstract_batch(planned: Plan) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(planned: Plan) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch, as the step takes it."""
     size, model = planned.config.batch_size, planned.model.config
     side = model.vision.image_size
     shapes = {
