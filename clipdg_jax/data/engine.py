@@ -13,6 +13,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -106,7 +107,7 @@ class Batched:
 
     def __call__(self, items: Iterator[Any]) -> Iterator[Any]:
         while True:
-            batch = [item for item, _ in zip(items, range(self.size), strict=False)]
+            batch = list(itertools.islice(items, self.size))
             if not batch:
                 return
             real = len(batch)
@@ -247,10 +248,11 @@ def claim(
     """
     with files.lock(work / f"lock-{process_index:05d}", wait=wait):
         path = work / "job.json"
-        if path.exists():
-            check_identity(work, json.loads(path.read_text(encoding="utf-8")), identity)
-        else:
-            files.write_json(path, dict(identity))
+        with files.lock(work / "job.lock", wait=True):  # hosts that start together
+            if path.exists():
+                check_identity(work, json.loads(path.read_text(encoding="utf-8")), identity)
+            else:
+                files.write_json(path, dict(identity))
         yield
 
 
