@@ -114,9 +114,9 @@ def demo() -> ml_collections.ConfigDict:
             "test_natural": 2_400,
             "test_style": 600,
             "size": 40,
-            "cue_correlation": 0.8,
+            "cue_correlation": 0.9,
             "seed": 0,
-            "vocab_size": 1024,
+            "vocab_size": 2048,
         }
     )
     config.eval.suites = "demo,demo_heldout"

@@ -35,8 +35,8 @@ MIXES = {
     "mix 3:1": "natural=3,rendition=1",
     "rendition only": "natural=0,rendition=1",
 }
-CORRELATIONS = (0.0, 0.4, 0.8)
-DEFAULT_CORRELATION = 0.8
+CORRELATIONS = (0.0, 0.5, 0.9)
+DEFAULT_CORRELATION = 0.9
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ WORLD = {
     "test_style": 24,
     "size": 40,
     "cue_correlation": 0.6,
-    "vocab_size": 1024,
+    "vocab_size": 2048,
 }
 RUN = {
     "steps": 12,
