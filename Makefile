@@ -64,7 +64,7 @@ bench-loader: $(STAMP)  ## Loader throughput on this machine
 	$(PY) -m tools.bench_loader
 
 .PHONY: check-tpu
-check-tpu: .venv-tpu/.installed-$(SUM)  ## Compile the paper's training step for TPUs, without one (own .venv-tpu)
+check-tpu: .venv-tpu/.installed-$(SUM)  ## Compile the paper's training step for TPUs, without one (minutes; own .venv-tpu)
 	.venv-tpu/bin/python -m tools.check_tpu
 
 .PHONY: clean

@@ -15,8 +15,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-# libtpu asks the cloud's metadata server where it is, unless told that there is none to ask.
+# libtpu asks the cloud's metadata server where it is, unless told.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 import jax
 from absl import app, flags
@@ -55,7 +56,8 @@ def main(argv: Sequence[str]) -> None:
         devices = topology_devices(TOPOLOGY.value)
         planned = pretrain.plan(launcher.CONFIG.value, devices)
     except errors.UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     batch = pretrain.abstract_batch(planned)
     begin = time.perf_counter()
     lowered = planned.train_step().lower(planned.abstract, batch, {})
