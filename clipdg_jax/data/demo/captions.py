@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from clipdg_jax.data.demo import scene as scenes
 from clipdg_jax.data.demo import vocabulary
 from clipdg_jax.data.demo.geometry import Draw
 from clipdg_jax.data.demo.scene import Scene
+
+_VOWEL = re.compile(r"\ba (?=[aeio]|umb)")
 
 KINDS = ("plain", "long", "wrong", "empty")
 # Shares of the kinds; the rest is `plain`.
@@ -136,7 +140,8 @@ def caption(scene: Scene) -> tuple[str, str]:
         text = f"{d.pick(_OPENINGS)} {text}, {d.pick(_ENDINGS)}"
         if d.chance(0.5):
             text = f"{text}. {d.pick(_ENDINGS)}"
-    text = " ".join(text.format(**fields).replace(" ,", ",").split())
+    text = " ".join(text.format(**fields).split())
+    text = _VOWEL.sub("an ", text)
     if d.chance(0.25):
         text = text[0].upper() + text[1:]
     if d.chance(0.15):
