@@ -60,6 +60,15 @@ class FolderShard:
         return iter(self.files)
 
 
+def folder_shards(name: str, chosen: Sequence[File]) -> list[FolderShard]:
+    """The files of one domain as input shards of a thousand."""
+    starts = range(0, len(chosen), _FILES_PER_SHARD)
+    return [
+        FolderShard(f"{name}-{i:05d}", tuple(chosen[start : start + _FILES_PER_SHARD]))
+        for i, start in enumerate(starts)
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class ImportFile:
     """The engine's function for one file: a record or a drop."""
@@ -196,33 +205,33 @@ def import_folder(
     if not class_folders:
         raise UserError(f"{next(iter(folders.values()))}: has no class folders")
     classes = _class_names(class_folders, classnames)
+    listed = {name: list_files(root, class_folders) for name, root in folders.items()}
+    for name, found in listed.items():
+        if not found:
+            raise UserError(f"{folders[name]}: no files in its class folders")
     written: list[dataset.Dataset] = []
-    tests: list[str] = []
+    tests: dict[str, str] = {}
     for split in ("train", "test"):
+        if holdout == (1.0 if split == "train" else 0.0):
+            continue  # all images are in the other split
         for name, root in folders.items():
             chosen = [
                 file
-                for file in list_files(root, class_folders)
+                for file in listed[name]
                 if held_out(f"{name}/{file.path}", holdout, seed) == (split == "test")
             ]
             if not chosen:
-                if holdout in (0.0, 1.0):
-                    continue  # all are in the other split
-                raise UserError(f"{root}: no images for {split}; it needs more than holdout leaves")
+                raise UserError(
+                    f"{root}: too few images: --holdout={holdout} leaves no {split} ones"
+                )
             if split == "test":
-                tests.append(name)
-            parts = range(0, len(chosen), _FILES_PER_SHARD)
-            source = [
-                FolderShard(f"{name}-{i:05d}", tuple(chosen[start : start + _FILES_PER_SHARD]))
-                for i, start in enumerate(parts)
-            ]
+                tests[name] = domains[name]
             filled = style_templates(templates, name)
-            fn = ImportFile(root, name, domains[name], classes, filled, vocab_size)
             listing = files.digest([dataclasses.astuple(file) for file in chosen])
             result = writing.write_dataset(
                 out / ("test" if split == "test" else "") / name,
-                source,
-                engine.Each(fn),
+                folder_shards(name, chosen),
+                engine.Each(ImportFile(root, name, domains[name], classes, filled, vocab_size)),
                 config={
                     "tool": "import_folder",
                     "domain": domains[name],
@@ -247,7 +256,7 @@ def import_folder(
             if result is not None:
                 written.append(result)
     if tests and process_index == 0:
-        add_to_suite(out, {name: domains[name] for name in tests}, templates)
+        add_to_suite(out, tests, templates)
     return written
 
 
