@@ -7,6 +7,7 @@ this one), and arrive in order.
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import threading
@@ -89,7 +90,12 @@ class Elements(Iterator[Batch]):
 
     def close(self) -> None:
         """Ends the workers and frees their shared memory; harmless when called again."""
-        self._iterator.close()
+        iterator, self._iterator = self._iterator, iter(())
+        if hasattr(iterator, "close"):
+            iterator.close()
+            # Its queues' semaphores go with it: now, and not while the interpreter shuts down.
+            del iterator
+            gc.collect()
 
 
 def _start_worker(parent: int, index: int, count: int) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -167,6 +168,19 @@ def test_other_exceptions_reach_the_caller_from_workers_too():
             batches([Broken("a", 50)], "a=1", workers=workers)
 
 
+def test_a_worker_that_is_killed_is_told():
+    mix = mixture.parse_mix("a=1")
+    options = {"batch_size": 4, "image_size": 16, "context_length": 12, "tokenizer": TOKENIZER}
+    with loader.train_batches(
+        [Memory("a", 50)], mix, steps=10**6, seed=0, workers=1, prefetch=1, **options
+    ) as stream:
+        next(stream)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="terminated unexpectedly"):
+            list(stream)  # what it had made, then the error
+
+
 def test_stored_tokens_are_used_if_they_are_this_tokenisers():
     ours = Memory("a", 50, tokenizer=TOKENIZER.hash)
     batch = batches([ours], "a=1", steps=1)[0]
@@ -263,19 +277,21 @@ if __name__ == "__main__":
 def test_workers_and_shared_memory_go_when_the_trainer_is_killed(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.format(here=os.path.dirname(__file__)))
-    before = set(os.listdir("/dev/shm"))
     process = subprocess.Popen(
         [sys.executable, script], stdout=subprocess.PIPE, start_new_session=True, text=True
     )
     assert process.stdout.readline() == "running\n"
-    assert len(session(process.pid)) >= 3  # itself and two workers
+    alive = session(process.pid)
+    assert len(alive) >= 3  # itself and two workers
+    shared = {name for pid in alive for name in shared_memory(pid)}
+    assert shared
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 6
     while time.monotonic() < deadline and session(process.pid):
         time.sleep(0.1)
     assert session(process.pid) == []
-    assert set(os.listdir("/dev/shm")) - before == set()
+    assert shared & set(os.listdir("/dev/shm")) == set()
 
 
 def session(leader):
@@ -289,3 +305,11 @@ def session(leader):
         if int(fields[3]) == leader and fields[0] != "Z":
             alive.append(int(status.parent.name))
     return alive
+
+
+def shared_memory(pid):
+    """Names of the files in /dev/shm that a process has mapped: batches and semaphores."""
+    maps = pathlib.Path(f"/proc/{pid}/maps").read_text()
+    return {
+        line.split("/dev/shm/")[1].split()[0] for line in maps.splitlines() if "/dev/shm/" in line
+    }
