@@ -172,7 +172,7 @@ def write_dataset(
         target_shard_bytes: aimed size of a shard.
         processes, process_index, process_count: see `engine.map_shards`.
         wait: when another process is writing `out`, wait for it instead of raising.
-        say: gets one line when the dataset was there already.
+        say: gets a line when the dataset was there already, or when other hosts are slower.
 
     Returns:
         The dataset. On hosts other than the first, None once their share is done: the first
@@ -208,7 +208,7 @@ def write_dataset(
             )
             if process_index != 0:
                 return None
-            _wait_for_reports(work, len(source))
+            _wait_for_reports(work, len(source), say)
             counts, infos = _join(out, name, split, len(source), target_shard_bytes, processes)
             sizes = [(info.records, info.bytes) for info in infos]
             schema.write_tfds_metadata(out, name, {split: sizes}, classes)
@@ -246,9 +246,12 @@ def _check_unused(out: Path) -> None:
             )
 
 
-def _wait_for_reports(work: Path, count: int) -> None:
+def _wait_for_reports(work: Path, count: int, say: Callable[[str], None]) -> None:
     """Waits until the other hosts have done their shares."""
-    while not all(engine.report_path(work, index).exists() for index in range(count)):
+    left = [index for index in range(count) if not engine.report_path(work, index).exists()]
+    if left:
+        say(f"{work.parent}: waiting for {len(left)} input shards of other hosts")
+    while not all(engine.report_path(work, index).exists() for index in left):
         time.sleep(1)
 
 
