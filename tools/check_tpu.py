@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 # libtpu asks the cloud's metadata server where it is, unless told.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -60,7 +61,8 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(2)
     batch = pretrain.abstract_batch(planned)
     begin = time.perf_counter()
-    lowered = planned.train_step().lower(planned.abstract, batch, {})
+    jitted: Any = planned.train_step()
+    lowered = jitted.lower(planned.abstract, batch, {})
     traced = time.perf_counter()
     compiled = lowered.compile()
     compiled_at = time.perf_counter()

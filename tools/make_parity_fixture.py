@@ -10,6 +10,7 @@ contrastive loss and the norm of the loss's gradient by each weight. Only this t
 
 import argparse
 import pathlib
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -22,7 +23,7 @@ TEXT = {"context_length": 12, "vocab_size": 64, "width": 24, "heads": 3, "layers
 BATCH = 6
 
 # The three functions that the same weights can mean.
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "gelu": {"quick_gelu": False, "pool_type": "tok"},
     "quick_gelu": {"quick_gelu": True, "pool_type": "tok"},
     "gelu_avg": {"quick_gelu": False, "pool_type": "avg"},
