@@ -1,7 +1,7 @@
 r"""Imports webdataset tars (img2dataset, LAION, DataComp) as a dataset.
 
     python -m tools.import_webdataset --tars=laion/ --out=data/pool
-    python -m tools.import_webdataset --tars='laion/{0..9}*.tar' --out=data/natural \
+    python -m tools.import_webdataset --tars='laion/*/*.tar' --out=data/natural \
         --domain=natural --processes=16
 
 Image bytes are kept as they are. Every image is decoded once, to be sure that it can be, and

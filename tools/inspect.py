@@ -16,6 +16,7 @@ import concurrent.futures
 import dataclasses
 import json
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -129,7 +130,10 @@ def verify(data: dataset.Dataset, processes: int = 0) -> list[str]:
 
 
 def search(source: resolve.Source, pattern: str) -> Iterator[tuple[int, schema.Record]]:
-    """The records, with their indices, whose key or caption the regular expression matches."""
+    """The records, with their indices, whose key or caption the regular expression matches.
+
+    A damaged record is passed over, with a line on stderr.
+    """
     try:
         wanted = re.compile(pattern)
     except re.error as error:
@@ -137,8 +141,9 @@ def search(source: resolve.Source, pattern: str) -> Iterator[tuple[int, schema.R
     for index in range(len(source)):
         try:
             record = source.record(index)
-        except shards.RecordError:
-            continue  # `--verify` counts these
+        except shards.RecordError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+            continue
         if wanted.search(record.caption) or wanted.search(record.key):
             yield index, record
 
