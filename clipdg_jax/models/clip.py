@@ -17,9 +17,9 @@ class CLIP(nnx.Module):
     def __init__(self, config: config_lib.ClipConfig):
         self.visual = vision.VisionTower(config)
         self.text = text.TextTower(config)
-        self.logit_scale = layers.param((), jax.nn.initializers.constant(config.init_logit_scale))
+        self.logit_scale = layers.param((), layers.constant(config.init_logit_scale))
         if config.init_logit_bias is not None:
-            self.logit_bias = layers.param((), jax.nn.initializers.constant(config.init_logit_bias))
+            self.logit_bias = layers.param((), layers.constant(config.init_logit_bias))
 
 
 def normalise(x: jax.Array) -> jax.Array:

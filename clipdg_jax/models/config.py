@@ -18,13 +18,12 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 ACTIVATIONS = ("gelu", "quick_gelu")
-ATTENTIONS = ("plain", "cudnn")
 DTYPES = ("float32", "bfloat16")
 POOLS = ("tok", "avg")
 REMATS = ("none", "full", "dots")
 
 # Fields that change how the model is computed, not which function it is.
-OPERATIONAL = ("dtype", "remat", "scan_layers", "attention")
+OPERATIONAL = ("dtype", "remat", "scan_layers")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,7 +86,6 @@ class ClipConfig:
     remat: what the backward pass recomputes: "none", "full" (each block from its input) or
         "dots" (each block, but the products of weight matrices are kept).
     scan_layers: compile one block and scan over the layers (faster to compile, same result).
-    attention: "plain" (einsums) or "cudnn" (fused; NVIDIA GPUs, bfloat16 only).
     """
 
     embed_dim: int = 512
@@ -101,7 +99,6 @@ class ClipConfig:
     dtype: str = "float32"
     remat: str = "none"
     scan_layers: bool = False
-    attention: str = "plain"
 
     def __post_init__(self) -> None:
         _check(self)
@@ -164,12 +161,6 @@ def _check(config: ClipConfig) -> None:
     one_of("activation", config.activation, ACTIVATIONS)
     one_of("dtype", config.dtype, DTYPES)
     one_of("remat", config.remat, REMATS)
-    one_of("attention", config.attention, ATTENTIONS)
-    require(
-        config.attention == "plain" or config.dtype == "bfloat16",
-        "attention",
-        f"{config.attention!r} computes in bfloat16 only; set dtype to bfloat16, or use 'plain'",
-    )
     require(len(config.mean) == 3, "mean", f"{config.mean} is not one value for each of 3 channels")
     require(
         len(config.std) == 3 and min(config.std) > 0,

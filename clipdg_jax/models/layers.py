@@ -5,6 +5,7 @@ A module declares its parameters, by shape and initialiser; it is not given valu
 names, so that the path of a parameter is its name in open_clip's state_dict.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -15,31 +16,40 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 Activation = Callable[[Array], Array]
-Initializer = Callable[..., Array]
-
 EPS = 1e-5  # of torch's LayerNorm
 
-zeros = jax.nn.initializers.zeros
-ones = jax.nn.initializers.ones
+
+@dataclasses.dataclass(frozen=True)
+class Initializer:
+    """A distribution of initial values; equal ones are drawn together.
+
+    kind: "constant" `scale`, "normal" N(0, scale^2), or "uniform" on [-scale, scale].
+    """
+
+    kind: str
+    scale: float
+
+    def __call__(self, key: Array, shape: tuple[int, ...]) -> Array:
+        if self.kind == "constant":
+            return jnp.full(shape, self.scale, jnp.float32)
+        if self.kind == "normal":
+            return self.scale * jax.random.normal(key, shape, jnp.float32)
+        return jax.random.uniform(key, shape, jnp.float32, -self.scale, self.scale)
 
 
-def normal(std: float) -> Initializer:
-    """N(0, std^2)."""
-    return jax.nn.initializers.normal(std)
-
-
-def uniform(bound: float) -> Initializer:
-    """Uniform on [-bound, bound]."""
-
-    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+constant = functools.partial(Initializer, "constant")
+normal = functools.partial(Initializer, "normal")
+uniform = functools.partial(Initializer, "uniform")
 
 
 def param(shape: tuple[int, ...], init: Initializer) -> nnx.Param:
-    """A float32 parameter to be: its shape, and `init(key, shape, dtype)` that will draw it."""
+    """A float32 parameter to be: its shape, and the `init` that will draw it."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), init=init)
+
+
+def gelu(x: Array) -> Array:
+    """Exact: x P(N(0,1) < x), through erf as in torch (JAX goes through erfc, slower on a CPU)."""
+    return x * (0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))))
 
 
 def quick_gelu(x: Array) -> Array:
@@ -47,18 +57,15 @@ def quick_gelu(x: Array) -> Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "quick_gelu": quick_gelu,
-}
+ACTIVATIONS: dict[str, Activation] = {"gelu": gelu, "quick_gelu": quick_gelu}
 
 
 class LayerNorm(nnx.Module):
     """Normalises the last axis, in float32 whatever the input's type, which the output keeps."""
 
     def __init__(self, width: int):
-        self.weight = param((width,), ones)
-        self.bias = param((width,), zeros)
+        self.weight = param((width,), constant(1.0))
+        self.bias = param((width,), constant(0.0))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         y = x.astype(jnp.float32)
@@ -92,29 +99,21 @@ class Attention(nnx.Module):
         width: int,
         heads: int,
         causal: bool,
-        fused: bool,
         in_weight: Initializer,
         out_weight: Initializer,
     ):
         self.heads = heads
         self.causal = causal
-        self.fused = fused
         self.in_proj_weight = param((width, 3 * width), in_weight)
-        self.in_proj_bias = param((3 * width,), zeros)
-        self.out_proj = Linear(width, width, out_weight, zeros)
+        self.in_proj_bias = param((3 * width,), constant(0.0))
+        self.out_proj = Linear(width, width, out_weight, constant(0.0))
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         b, n, d = x.shape
         qkv = x @ self.in_proj_weight[...].astype(x.dtype)
         qkv = qkv + self.in_proj_bias[...].astype(x.dtype).reshape(1, 1, -1)
         q, k, v = jnp.unstack(qkv.reshape(b, n, 3, self.heads, d // self.heads), axis=2)
-        if self.fused:
-            mixed = jax.nn.dot_product_attention(
-                q, k, v, is_causal=self.causal, implementation="cudnn"
-            )
-        else:
-            mixed = attend(q, k, v, self.causal)
-        return self.out_proj(mixed.reshape(b, n, d))
+        return self.out_proj(attend(q, k, v, self.causal).reshape(b, n, d))
 
 
 def attend(

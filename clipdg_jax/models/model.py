@@ -81,12 +81,18 @@ class Model:
         A leaf's value depends on `key`, its own name and its shape only: not on the other leaves,
         nor on the devices that it is laid out on by `jit(model.init, out_shardings=...)`.
         """
-        return {
-            name: variable.get_metadata()["init"](
-                jax.random.fold_in(key, zlib.crc32(name.encode())), variable.shape, jnp.float32
-            )
-            for name, variable in self._variables.items()
-        }
+        # Leaves of one shape and distribution are drawn in one go: many times faster to compile.
+        groups: dict[tuple, list[str]] = {}
+        for name, variable in self._variables.items():
+            group = (variable.shape, variable.get_metadata()["init"])
+            groups.setdefault(group, []).append(name)
+        params: Params = {}
+        for (shape, initializer), names in groups.items():
+            hashes = jnp.array([zlib.crc32(name.encode()) for name in names], jnp.uint32)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)
+            draws = jax.vmap(functools.partial(initializer, shape=shape))(keys)
+            params |= {name: draws[i] for i, name in enumerate(names)}
+        return {name: params[name] for name in self._variables}
 
     def module(self, params: Params) -> clip.CLIP:
         """The NNX module with these parameters in it."""

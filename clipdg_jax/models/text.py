@@ -31,9 +31,7 @@ class TextTower(nnx.Module):
         attn_in, attn_out, mlp_in, mlp_out = layers.text_inits(width, c.layers)
         blocks = [
             layers.Block(
-                layers.Attention(
-                    width, c.heads, True, config.attention == "cudnn", attn_in, attn_out
-                ),
+                layers.Attention(width, c.heads, True, attn_in, attn_out),
                 layers.Mlp(width, hidden, config.activation, mlp_in, mlp_out),
                 width,
             )
