@@ -85,10 +85,14 @@ def train_crop(
     size: int,
     scale: tuple[float, float] = (0.9, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    out: UInt8[np.ndarray, "size size 3"] | None = None,
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """open_clip's training transform: a random box (see `random_box`) resized to a square."""
+    """open_clip's training transform: a random box (see `random_box`) resized to a square.
+
+    With `out`, a contiguous array, the result is written there.
+    """
     top, left, height, width = random_box(rng, image.shape[0], image.shape[1], scale, ratio)
-    return resize.resize(image[top : top + height, left : left + width], size, size)
+    return resize.resize(image[top : top + height, left : left + width], size, size, out)
 
 
 def eval_crop(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:

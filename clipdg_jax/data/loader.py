@@ -221,7 +221,7 @@ class _TrainTask:
         source, index = self.plan.rows(step, rows.start, rows.stop)
         reader = self._reader_at(step, rows, source, index)
         batch: Batch = {
-            "image": np.zeros((len(rows), self.image_size, self.image_size, 3), np.uint8),
+            "image": np.empty((len(rows), self.image_size, self.image_size, 3), np.uint8),
             "tokens": np.zeros((len(rows), self.context_length), np.int32),
             "valid": np.zeros(len(rows), bool),
             "source": source,
@@ -237,13 +237,15 @@ class _TrainTask:
                 )
                 image = images.decode(record.image)
             except (shards.RecordError, images.ImageError):
+                batch["image"][row] = 0
                 continue
-            batch["image"][row] = images.train_crop(
+            images.train_crop(
                 image,
                 np.random.default_rng(seeds[row]),
                 self.image_size,
                 self.crop_scale,
                 self.crop_ratio,
+                out=batch["image"][row],
             )
             batch["tokens"][row] = self._tokens(record, self.stored[i])
             batch["valid"][row] = True

@@ -62,26 +62,47 @@ def _bands(inputs: int, outputs: int) -> list[tuple[slice, slice, Float32[np.nda
     return bands
 
 
-def _filter_rows(image: UInt8[np.ndarray, "h w 3"], outputs: int) -> UInt8[np.ndarray, "o w 3"]:
+def _filter_rows(
+    image: UInt8[np.ndarray, "h w 3"], outputs: int, out: np.ndarray | None = None
+) -> UInt8[np.ndarray, "o w 3"]:
     """Resize the first axis alone."""
     height, width, _ = image.shape
     if height == outputs:
-        return image
+        return _put(image, out)
     source = image.reshape(height, width * 3).astype(np.float32)
     result = np.empty((outputs, width * 3), np.float32)
     for rows, columns, block in _bands(height, outputs):
         np.matmul(block, source[columns], out=result[rows])
     # Half a unit makes ties round up, as Pillow's do (a sum is a whole number of units); the
     # conversion to uint8 saturates.
-    return cv2.add(result, _HALF_UNIT, dtype=cv2.CV_8U).reshape(outputs, width, 3)
+    target = None if out is None else out.reshape(outputs, width * 3)
+    filtered = cv2.add(result, _HALF_UNIT, dst=target, dtype=cv2.CV_8U)
+    return filtered.reshape(outputs, width, 3) if out is None else out
+
+
+def _put(image: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    if out is None:
+        return image
+    out[...] = image
+    return out
 
 
 def resize(
-    image: UInt8[np.ndarray, "h w 3"], height: int, width: int
+    image: UInt8[np.ndarray, "h w 3"],
+    height: int,
+    width: int,
+    out: UInt8[np.ndarray, "height width 3"] | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """`PIL.Image.resize((width, height), BICUBIC)`, within one level; any strides will do."""
+    """`PIL.Image.resize((width, height), BICUBIC)`, within one level; any strides will do.
+
+    With `out`, a contiguous array, the result is written there: straight to a batch's row, it
+    saves a copy.
+    """
+    if out is not None and not out.flags.c_contiguous:
+        raise ValueError("out is not contiguous")
     if image.shape[0] * image.shape[1] > _LARGE:
-        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+        return _put(np.asarray(resized), out)
     # Columns first, as Pillow does, on the transposed image.
     columns = _filter_rows(cv2.transpose(image), width)
-    return _filter_rows(cv2.transpose(columns), height)
+    return _filter_rows(cv2.transpose(columns), height, out)

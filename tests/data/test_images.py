@@ -98,6 +98,9 @@ def test_resize_is_within_one_level_of_pillow(height, width, to_height, to_width
     )
     result = resize.resize(array, to_height, to_width)
     assert result.dtype == np.uint8
+    out = np.empty_like(result)
+    np.testing.assert_array_equal(resize.resize(array, to_height, to_width, out), result)
+    np.testing.assert_array_equal(out, result)
     difference = np.abs(result.astype(int) - expected)
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.002
