@@ -9,7 +9,7 @@
 #            finds a GPU
 set -eu
 
-venv=$1
+venv=${1:?the directory to install into}
 cd "$(dirname "$0")/.."
 
 fail() {
