@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 
 import pytest
 from packaging.requirements import Requirement
@@ -151,8 +152,13 @@ def third_party(*folders: str) -> set[str]:
     return names - own - sys.stdlib_module_names
 
 
+@functools.cache
+def providers() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
 def distributions(module: str) -> set[str]:
-    found = importlib.metadata.packages_distributions().get(module, [])
+    found = providers().get(module, [])
     return {name.lower().replace("_", "-") for name in found}
 
 
