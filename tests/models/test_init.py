@@ -74,16 +74,18 @@ def test_every_leaf_has_its_distribution(params):
 
 
 def test_no_two_leaves_are_drawn_alike(params):
-    firsts = [float(leaf.ravel()[0] / leaf.std()) for leaf in params.values() if leaf.std() > 0]
+    leaves = [np.asarray(leaf) for leaf in params.values()]
+    firsts = [float(leaf.ravel()[0] / leaf.std()) for leaf in leaves if leaf.std() > 0]
     assert len(firsts) == len(set(firsts)) > 20
 
 
 def test_a_leaf_does_not_depend_on_the_others(params):
-    vision = CONFIG["vision"] | {"layers": 2}
-    deeper = jax.jit(build(vision=vision, activation="quick_gelu").init)(jax.random.key(0))
-    assert params.keys() < deeper.keys()
-    for name, leaf in params.items():
-        np.testing.assert_array_equal(leaf, deeper[name], err_msg=name)
+    deeper = build(vision=CONFIG["vision"] | {"layers": 2}, activation="quick_gelu")
+    assert params.keys() < deeper.shapes().keys()
+    some = [name for name in params if name.startswith(("visual.transformer", "token"))]
+    drawn = jax.jit(lambda key: [deeper.init(key)[name] for name in some])(jax.random.key(0))
+    for name, leaf in zip(some, drawn):
+        np.testing.assert_array_equal(leaf, params[name], err_msg=name)
 
 
 def test_nor_on_the_devices(params):
