@@ -9,7 +9,7 @@ from clipdg_jax.models import layers, text, vision
 
 
 class CLIP(nnx.Module):
-    """Holds the towers `visual` and `text`, and the logits' scale and bias.
+    """Holds the towers `visual` and `text`, and the logits' scale.
 
     open_clip keeps the text tower's parts at the top level: `model.name_of` drops the `text.`.
     """
@@ -18,8 +18,6 @@ class CLIP(nnx.Module):
         self.visual = vision.VisionTower(config)
         self.text = text.TextTower(config)
         self.logit_scale = layers.param((), layers.constant(config.init_logit_scale))
-        if config.init_logit_bias is not None:
-            self.logit_bias = layers.param((), layers.constant(config.init_logit_bias))
 
 
 def normalise(x: jax.Array) -> jax.Array:

@@ -6,7 +6,6 @@ are meant for images of 32 or 64 pixels and for training on a laptop's processor
 
 import dataclasses
 import math
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -81,7 +80,6 @@ class ClipConfig:
     activation: "gelu" (exact) or "quick_gelu" (x * sigmoid(1.702 x), OpenAI's weights).
     mean, std: per channel, of pixels in [0, 1]; uint8 images are normalised with them.
     init_logit_scale: log of the initial inverse temperature.
-    init_logit_bias: initial bias of the logits, for the sigmoid loss; None: no such parameter.
     dtype: of the towers' arithmetic; parameters, LayerNorm, softmax and features are float32.
     remat: what the backward pass recomputes: "none", "full" (each block from its input) or
         "dots" (each block, but the products of weight matrices are kept).
@@ -95,7 +93,6 @@ class ClipConfig:
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     init_logit_scale: float = math.log(1 / 0.07)
-    init_logit_bias: float | None = None
     dtype: str = "float32"
     remat: str = "none"
     scan_layers: bool = False
@@ -254,9 +251,7 @@ def _override(base: Any, given: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _convert(value: Any, hint: Any, field: str) -> Any:
-    """`value` as the type `hint`: int, float, bool, str, tuple[item, ...], or X | None."""
-    if isinstance(hint, types.UnionType):
-        hint = typing.get_args(hint)[0]
+    """`value` as the type `hint`: int, float, bool, str or tuple[item, ...]."""
     if typing.get_origin(hint) is tuple:
         if isinstance(value, list | tuple):
             return tuple(_convert(item, typing.get_args(hint)[0], field) for item in value)

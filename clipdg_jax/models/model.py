@@ -95,10 +95,13 @@ class Model:
         return {name: params[name] for name in self._variables}
 
     def module(self, params: Params) -> clip.CLIP:
-        """The NNX module with these parameters in it."""
-        if params.keys() != self._paths.keys():
-            odd = sorted(params.keys() ^ self._paths.keys())
-            raise ValueError(f"parameters missing or not the model's: {', '.join(odd[:5])}")
+        """The NNX module with these parameters in it.
+
+        Entries that are not the model's, such as a loss's bias or a classifier, are left aside.
+        """
+        missing = self._paths.keys() - params.keys()
+        if missing:
+            raise ValueError(f"parameters missing: {', '.join(sorted(missing)[:5])}")
         tree: dict = {}
         for name, path in self._paths.items():
             inner = functools.reduce(lambda node, part: node.setdefault(part, {}), path[:-1], tree)

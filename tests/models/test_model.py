@@ -109,13 +109,11 @@ def test_stem_convolution_against_a_direct_sum():
     np.testing.assert_allclose(conv(jnp.asarray(x, jnp.float32)), want, atol=1e-5)
 
 
-def test_sigmoid_bias_is_a_parameter_when_asked_for():
-    config = config_lib.from_config(SMALL | {"init_logit_bias": -10.0, "init_logit_scale": 2.0})
-    init = model_lib.Model(config).init
-    scale, bias = jax.jit(lambda key: [init(key)[f"logit_{name}"] for name in ("scale", "bias")])(
-        jax.random.key(0)
-    )
-    assert (float(scale), float(bias)) == (2.0, -10.0)
+def test_parameters_of_others_are_left_aside(model, params, image):
+    more = params | {"logit_bias": jnp.float32(-10), "head.weight": jnp.ones((32, 3))}
+    grads = jax.jit(jax.grad(lambda p: model.encode_image(p, image)[:, 0].sum()))(more)
+    assert float(grads["logit_bias"]) == 0
+    assert float(jnp.abs(grads["visual.proj"]).max()) > 0
 
 
 def test_wrong_shapes_and_names_are_refused(model, params, image):
