@@ -23,6 +23,7 @@ epoch are rounded down.
 """
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 PRESETS = ("demo", "study", "pacs", "paper")
 
@@ -62,8 +63,11 @@ def base() -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "ViT-B-32"
-    config.model.remat = "none"
+    config.model.remat = "none"  # none | full | dots: what the backward pass computes again.
     config.model.scan_layers = False
+    size = ("width", "layers", "heads")  # What the named model has, unless set here.
+    config.model.vision = _unset("image_size", "patch_size", "stem_blocks", *size)
+    config.model.text = _unset("context_length", "vocab_size", *size)
 
     config.optim = ml_collections.ConfigDict()
     config.optim.lr = 5e-4
@@ -97,7 +101,7 @@ def base() -> ml_collections.ConfigDict:
 
 def demo() -> ml_collections.ConfigDict:
     config = base()
-    config.examples = 160_000
+    config.examples = 128_000
     config.batch_size = 64
     config.dtype = "float32"
     config.model.name = "tiny"
@@ -129,11 +133,11 @@ def demo() -> ml_collections.ConfigDict:
 
 def study() -> ml_collections.ConfigDict:
     config = demo()
-    config.examples = 400_000
+    config.examples = 208_000
     config.data.root = "data/study"
-    config.data.demo.natural = 60_000
-    config.data.demo.rendition = 60_000
-    config.eval_every = 1000
+    config.data.demo.natural = 40_000
+    config.data.demo.rendition = 40_000
+    config.eval_every = 0
     config.checkpoint_every = 1000
     return config
 
@@ -160,6 +164,10 @@ def paper() -> ml_collections.ConfigDict:
     config.checkpoint_every = 3479
     config.images_every = 3479
     return config
+
+
+def _unset(*fields: str) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict({field: placeholder(int) for field in fields})
 
 
 def _parse(argument: str) -> tuple[str, str]:

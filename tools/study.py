@@ -35,7 +35,7 @@ MIXES = {
     "mix 3:1": "natural=3,rendition=1",
     "rendition only": "natural=0,rendition=1",
 }
-CORRELATIONS = (0.0, 0.5, 0.9)
+CORRELATIONS = (0.3, 0.6, 0.9)
 DEFAULT_CORRELATION = 0.9
 
 

@@ -35,6 +35,7 @@ class VisionConfig:
     pool: "tok" reads the class token, "avg" the mean of the other tokens.
     stem: output channels of 3x3 convolutions with stride 2 before the patches are cut; none in
         open_clip. n of them shrink the image 2**n times, so `patch_size` is a multiple of 2**n.
+    stem_blocks: residual 3x3 convolutions after each of those.
     """
 
     image_size: int = 224
@@ -45,6 +46,7 @@ class VisionConfig:
     mlp_ratio: float = 4.0
     pool: str = "tok"
     stem: tuple[int, ...] = ()
+    stem_blocks: int = 0
 
     @property
     def grid(self) -> int:
@@ -182,11 +184,18 @@ _L14 = ClipConfig(
     vision=VisionConfig(patch_size=14, width=1024, layers=24, heads=16),
     text=TextConfig(width=768, heads=12),
 )
-_TINY_TEXT = TextConfig(context_length=24, vocab_size=2048, width=128, layers=2, heads=4)
+_TINY_TEXT = TextConfig(context_length=16, vocab_size=2048, width=128, layers=1, heads=4)
 _TINY = ClipConfig(
     embed_dim=128,
     vision=VisionConfig(
-        image_size=32, patch_size=8, width=128, layers=2, heads=4, pool="avg", stem=(32, 64, 128)
+        image_size=32,
+        patch_size=8,
+        width=128,
+        layers=1,
+        heads=4,
+        pool="avg",
+        stem=(32, 64, 128),
+        stem_blocks=2,
     ),
     text=_TINY_TEXT,
 )

@@ -20,7 +20,7 @@ def forward_flops_image(config: config_lib.ClipConfig) -> int:
     stem, side, inputs = 0, c.image_size, 3
     for outputs in c.stem:
         side //= 2
-        stem += 2 * side**2 * 9 * inputs * outputs
+        stem += 2 * side**2 * 9 * outputs * (inputs + c.stem_blocks * outputs)
         inputs = outputs
     patch = c.patch_size // 2 ** len(c.stem)
     patches = 2 * c.grid**2 * patch**2 * inputs * c.width

@@ -76,6 +76,25 @@ class LayerNorm(nnx.Module):
         return y.astype(x.dtype)
 
 
+class ImageNorm(nnx.Module):
+    """Normalises each image over its pixels and channels; group norm with one group.
+
+    Unlike a LayerNorm at each pixel it leaves flat areas flat, instead of raising their noise.
+    """
+
+    def __init__(self, width: int):
+        self.weight = param((width,), constant(1.0))
+        self.bias = param((width,), constant(0.0))
+
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        y = x.astype(jnp.float32)
+        y = y - y.mean((1, 2, 3), keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 2, 3), keepdims=True) + EPS)
+        shape = (1, 1, 1, x.shape[-1])
+        y = y * self.weight[...].reshape(shape) + self.bias[...].reshape(shape)
+        return y.astype(x.dtype)
+
+
 class Linear(nnx.Module):
     """x @ weight + bias, in x's type."""
 

@@ -30,32 +30,47 @@ class PatchConv(nnx.Module):
 
 
 class StemConv(nnx.Module):
-    """3x3 convolution, stride 2, padding 1, no bias. weight: [3, 3, in, out]."""
+    """3x3 convolution, padding 1, no bias. weight: [3, 3, in, out]."""
 
-    def __init__(self, inputs: int, outputs: int):
+    def __init__(self, inputs: int, outputs: int, stride: int):
         std = (2 / (9 * inputs)) ** 0.5  # He et al. 2015, for rectifier-like activations
         self.weight = layers.param((3, 3, inputs, outputs), layers.normal(std))
+        self.stride = stride
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 d"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/s w/s d"]:
         return jax.lax.conv_general_dilated(
             x,
             self.weight[...].astype(x.dtype),
-            window_strides=(2, 2),
+            window_strides=(self.stride, self.stride),
             padding=((1, 1), (1, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
 
 class StemLayer(nnx.Module):
-    """Convolution, LayerNorm over the channels, activation; halves the image."""
+    """Convolution, LayerNorm over the channels, activation; stride 2 halves the image."""
 
-    def __init__(self, inputs: int, outputs: int, activation: str):
-        self.conv = StemConv(inputs, outputs)
-        self.ln = layers.LayerNorm(outputs)
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: str):
+        self.conv = StemConv(inputs, outputs, stride)
+        self.ln = layers.ImageNorm(outputs)
         self.activation = activation
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 d"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/s w/s d"]:
         return layers.ACTIVATIONS[self.activation](self.ln(self.conv(x)))
+
+
+class StemStage(StemLayer):
+    """A layer that halves the image, then `blocks` layers beside the identity."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, activation: str):
+        super().__init__(inputs, outputs, 2, activation)
+        self.blocks = nnx.List(StemLayer(outputs, outputs, 1, activation) for _ in range(blocks))
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 d"]:
+        x = super().__call__(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return x
 
 
 class VisionTower(nnx.Module):
@@ -80,7 +95,8 @@ class VisionTower(nnx.Module):
         scale = width**-0.5
         channels = (3, *c.stem)
         self.stem = nnx.List(
-            StemLayer(i, o, config.activation) for i, o in itertools.pairwise(channels)
+            StemStage(i, o, c.stem_blocks, config.activation)
+            for i, o in itertools.pairwise(channels)
         )
         self.conv1 = PatchConv(c.patch_size // 2 ** len(c.stem), channels[-1], width)
         self.class_embedding = layers.param((width,), layers.normal(scale))
