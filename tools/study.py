@@ -10,7 +10,9 @@ writes `study.md` (the tables of the README), `study.json` and `study.png` to th
 import concurrent.futures
 import dataclasses
 import json
+import os
 import pathlib
+import queue
 import statistics
 import subprocess
 import sys
@@ -26,7 +28,9 @@ from tools import cli
 matplotlib.use("Agg")
 
 RUNS = flags.DEFINE_string("runs", "runs/study", "Where the runs and the tables go.")
-PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs at a time.", lower_bound=1)
+PARALLEL = flags.DEFINE_integer(
+    "parallel", 1, "Runs at a time, each on its own share of the cores.", lower_bound=1
+)
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each mix at the default correlation.")
 EXTRA = flags.DEFINE_multi_string("set", [], "field=value, handed to every run as --config.field.")
 
@@ -74,18 +78,36 @@ def cells(seeds: int) -> list[Cell]:
     return main + [Cell(mix, 0, c) for c in others for mix in ("natural only", "mix 3:1")]
 
 
-def run_cell(cell: Cell, runs: pathlib.Path, extra: Sequence[str]) -> dict:
+def run_cell(cell: Cell, runs: pathlib.Path, extra: Sequence[str], cores: set[int]) -> dict:
     """Runs a cell to its end, or finds it finished, and returns its results."""
-    runs.mkdir(parents=True, exist_ok=True)
-    with open(runs / f"{cell.name}.log", "w") as log:
-        status = subprocess.run(
-            cell.command(runs, extra), stdout=log, stderr=subprocess.STDOUT, check=False
-        ).returncode
+    log = runs / f"{cell.name}.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(cell.command(runs, extra), stdout=file, stderr=subprocess.STDOUT)
+        os.sched_setaffinity(process.pid, cores)
+        status = process.wait()
     if status:
-        tail = (runs / f"{cell.name}.log").read_text().strip().splitlines()[-1:]
-        raise errors.UserError(f"{cell.name}: exit status {status}: {' '.join(tail)}")
+        end = log.read_text().strip().splitlines()[-1:]
+        raise errors.UserError(f"{cell.name}: exit status {status}: {' '.join(end)}")
     print(f"done: {cell.name}", flush=True)
     return json.loads((runs / cell.name / "results.json").read_text())
+
+
+def run_all(todo: Sequence[Cell], runs: pathlib.Path, extra: Sequence[str]) -> list[dict]:
+    """Runs all cells, `--parallel` at a time, and returns their results in order."""
+    cores = sorted(os.sched_getaffinity(0))
+    shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+    for i in range(PARALLEL.value):
+        shares.put(set(cores[i :: PARALLEL.value]) or set(cores))
+
+    def run(cell: Cell) -> dict:
+        share = shares.get()
+        try:
+            return run_cell(cell, runs, extra, share)
+        finally:
+            shares.put(share)
+
+    with concurrent.futures.ThreadPoolExecutor(PARALLEL.value) as pool:
+        return list(pool.map(run, todo))
 
 
 def domain_accuracy(results: dict, suite: str, domain: str) -> float:
@@ -125,9 +147,8 @@ def main(argv: Sequence[str]) -> None:
     del argv
     runs = pathlib.Path(RUNS.value)
     todo = cells(SEEDS.value)
-    with concurrent.futures.ThreadPoolExecutor(PARALLEL.value) as pool:
-        results = pool.map(lambda cell: run_cell(cell, runs, EXTRA.value), todo)
-        found = dict(zip(todo, results, strict=True))
+    runs.mkdir(parents=True, exist_ok=True)
+    found = dict(zip(todo, run_all(todo, runs, EXTRA.value), strict=True))
     by_mix = {
         mix: [
             row_values(r)
