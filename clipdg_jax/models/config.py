@@ -156,6 +156,11 @@ def _check(config: ClipConfig) -> None:
         f"{vision.patch_size} is not divisible by {shrink}, by which the stem of"
         f" {len(vision.stem)} convolutions shrinks the image",
     )
+    require(
+        vision.stem_blocks == 0 or (vision.stem_blocks > 0 and bool(vision.stem)),
+        "vision.stem_blocks",
+        f"{vision.stem_blocks} is not 0, nor a positive number beside a stem",
+    )
     one_of("vision.pool", vision.pool, POOLS)
     one_of("activation", config.activation, ACTIVATIONS)
     one_of("dtype", config.dtype, DTYPES)
@@ -218,7 +223,10 @@ PRESETS: dict[str, ClipConfig] = {
     ),
     # Without: small, yet open_clip can load it.
     "tiny-plain": dataclasses.replace(
-        _TINY, vision=dataclasses.replace(_TINY.vision, patch_size=4, pool="tok", stem=())
+        _TINY,
+        vision=dataclasses.replace(
+            _TINY.vision, patch_size=4, layers=2, pool="tok", stem=(), stem_blocks=0
+        ),
     ),
 }
 

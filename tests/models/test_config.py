@@ -27,7 +27,7 @@ def test_overrides_reach_both_towers_and_none_keeps_the_preset():
     )
     preset, config = config_lib.PRESETS["tiny"], config_lib.from_config(given)
     assert (config.dtype, config.embed_dim) == ("bfloat16", preset.embed_dim)
-    assert (config.vision.width, config.vision.stem, config.vision.layers) == (64, (8, 16), 2)
+    assert (config.vision.width, config.vision.stem, config.vision.layers) == (64, (8, 16), 1)
     assert (config.vision.mlp_ratio, type(config.vision.mlp_ratio)) == (2.0, float)
     assert (config.text.layers, config.text.heads) == (1, preset.text.heads)
 
@@ -56,6 +56,8 @@ def test_architecture_is_what_the_function_depends_on():
         ({"text": {"heads": 7}}, "config.model.text.width"),
         ({"vision": {"stem": [8] * 6}}, "config.model.vision.patch_size"),
         ({"vision": {"stem": [8, -1]}}, "config.model.vision.stem"),
+        ({"vision": {"stem_blocks": 1}}, "config.model.vision.stem_blocks"),
+        ({"vision": {"stem_blocks": -1}}, "config.model.vision.stem_blocks"),
         ({"vision": {"stem": "8,16"}}, "config.model.vision.stem"),
         ({"vision": {"pool": "max"}}, "config.model.vision.pool"),
         ({"activation": "relu"}, "config.model.activation"),

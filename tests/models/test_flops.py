@@ -21,12 +21,12 @@ def test_vit_b_32_costs_what_is_published():
 
 
 # Wide enough that what the closed form leaves out, all of it elementwise, is a few per cent.
-@pytest.mark.parametrize("stem", [(), (64, 128)])
-def test_forward_agrees_with_xla(stem):
+@pytest.mark.parametrize(("stem", "stem_blocks"), [((), 0), ((64, 128), 0), ((64, 128), 2)])
+def test_forward_agrees_with_xla(stem, stem_blocks):
     config = config_lib.from_config(
         {
             "vision": {"image_size": 64, "patch_size": 8, "width": 512, "layers": 2, "heads": 4}
-            | {"stem": stem},
+            | {"stem": stem, "stem_blocks": stem_blocks},
             "text": {"context_length": 40, "vocab_size": 100, "width": 512, "layers": 2},
         }
     )

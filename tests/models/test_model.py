@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from clipdg_jax.models import clip, vision
+from clipdg_jax.models import clip, layers, vision
 from clipdg_jax.models import config as config_lib
 from clipdg_jax.models import model as model_lib
 
@@ -16,8 +16,8 @@ from clipdg_jax.models import model as model_lib
 COUNTS = {"ViT-B-32": 151_277_313, "ViT-B-16": 149_620_737, "ViT-L-14": 427_616_513}
 SMALL = {
     "name": "tiny",
-    "vision": {"layers": 1, "width": 32, "heads": 2, "stem": (8, 16)},
-    "text": {"layers": 1, "width": 32, "heads": 2, "vocab_size": 99},
+    "vision": {"layers": 1, "width": 32, "heads": 2, "stem": (8, 16), "stem_blocks": 1},
+    "text": {"layers": 1, "width": 32, "heads": 2, "vocab_size": 99, "context_length": 24},
 }
 
 TOKENS = np.zeros((3, 24), np.int32)
@@ -104,9 +104,19 @@ def test_stem_convolution_against_a_direct_sum():
         for j in range(4):
             patch = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
             want[:, i, j] = np.einsum("bhwi,hwio->bo", patch, weight)
-    conv = vision.StemConv(3, 5)
+    conv = vision.StemConv(3, 5, stride=2)
     conv.weight = nnx.Param(jnp.asarray(weight, jnp.float32))
     np.testing.assert_allclose(conv(jnp.asarray(x, jnp.float32)), want, atol=1e-5)
+
+
+def test_image_norm_against_numpy():
+    x = np.random.default_rng(0).normal(3, 2, size=(2, 4, 4, 5))
+    norm = layers.ImageNorm(5)
+    norm.weight, norm.bias = nnx.Param(jnp.arange(5.0)), nnx.Param(jnp.ones(5))
+    flat = x.reshape(2, -1)
+    z = (flat - flat.mean(1, keepdims=True)) / np.sqrt(flat.var(1, keepdims=True) + 1e-5)
+    want = z.reshape(x.shape) * np.arange(5) + 1
+    np.testing.assert_allclose(norm(jnp.asarray(x, jnp.float32)), want, atol=1e-5)
 
 
 def test_parameters_of_others_are_left_aside(model, params, image):
@@ -135,6 +145,7 @@ def test_layout_of_every_kind_of_leaf(model):
     )
     blocks = ("transformer.resblocks.0.", "visual.transformer.resblocks.0.")
     linear = {block + matrix for block in blocks for matrix in matrices}
-    conv = {"visual.conv1.weight", "visual.stem.0.conv.weight", "visual.stem.1.conv.weight"}
+    stem = {f"visual.stem.{i}.{kind}.weight" for i in "01" for kind in ("conv", "blocks.0.conv")}
+    conv = {"visual.conv1.weight"} | stem
     assert {name for name, kind in kinds.items() if kind == "linear"} == linear
     assert {name for name, kind in kinds.items() if kind == "conv"} == conv
