@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -71,6 +72,14 @@ def main(argv: Sequence[str]) -> None:
         job_module(config).run(config, pathlib.Path(WORKDIR.value or default_workdir()))
     except errors.UserError as error:
         _refuse(error)
+    except KeyboardInterrupt:
+        _refuse("interrupted; the same command again goes on from the last checkpoint", status=130)
+    except Exception:
+        if not MULTIHOST.value:
+            raise
+        # A normal exit would wait for the other processes, which wait for this one.
+        traceback.print_exc()
+        _exit(1)
 
 
 def start(config: ml_collections.ConfigDict) -> None:
@@ -85,6 +94,8 @@ def start(config: ml_collections.ConfigDict) -> None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", VIRTUAL_DEVICES.value)
     if MULTIHOST.value:
+        # Its handler would swallow SIGTERM, and launchers would have to wait for their grace time.
+        jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
 
 
@@ -118,11 +129,16 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
     return f"flags: {lines[0]}; see --help and the docstring of the config file"
 
 
-def _refuse(error: object) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    # Skips atexit: a distributed process that waits there for its peers would hang.
+def _refuse(error: object, status: int = 2) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    _exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    """Ends the process without atexit, where a distributed one would wait for its peers."""
     sys.stdout.flush()
-    os._exit(2)
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
