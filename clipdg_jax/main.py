@@ -11,6 +11,7 @@ stderr says how), anything else is a bug.
 """
 
 import importlib
+import logging
 import os
 import pathlib
 import re
@@ -21,7 +22,7 @@ from typing import NoReturn
 
 import jax
 import ml_collections
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from clipdg_jax import errors, malloc
@@ -84,7 +85,9 @@ def main(argv: Sequence[str]) -> None:
 
 def start(config: ml_collections.ConfigDict) -> None:
     """Prepares the process: memory allocator, devices, the distributed runtime."""
-    logging.set_verbosity(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    # Orbax's failed tasks complain there as well, after their error was raised and told.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     malloc.keep_freed_memory()
     if config.get("deterministic", False):
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (

@@ -101,7 +101,7 @@ def base() -> ml_collections.ConfigDict:
 
 def demo() -> ml_collections.ConfigDict:
     config = base()
-    config.examples = 128_000
+    config.examples = 96_000
     config.batch_size = 64
     config.dtype = "float32"
     config.model.name = "tiny"
