@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
 
 def start(config: ml_collections.ConfigDict) -> None:
     """Prepares the process: memory allocator, devices, the distributed runtime."""
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger().setLevel(logging.WARNING)
     # Orbax's failed tasks complain there as well, after their error was raised and told.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     malloc.keep_freed_memory()
