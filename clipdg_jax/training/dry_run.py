@@ -51,9 +51,9 @@ def report(
         ("batch size", f"{batch_size:,} ({batch_size // devices:,} per device)"),
         ("steps", f"{steps:,}"),
         ("examples", f"{steps * batch_size:,}"),
-        ("FLOPs per example", f"{flops_per_example / 1e9:.3f} GFLOP (forward and backward)"),
-        ("FLOPs per step", f"{flops_per_example * batch_size / 1e12:,.3f} TFLOP"),
-        ("FLOPs of the run", f"{flops_per_example * batch_size * steps / 1e18:,.4g} EFLOP"),
+        ("FLOPs per example", f"{_flop(flops_per_example)} (forward and backward)"),
+        ("FLOPs per step", _flop(flops_per_example * batch_size)),
+        ("FLOPs of the run", _flop(flops_per_example * batch_size * steps)),
         ("state per device", f"{_gib(state_bytes)} (parameters and optimiser, exact)"),
         ("activations per device", f"{_gib(activations)} (saved residuals)"),
         ("memory per device", f"{_gib(state_bytes + activations)} and the compiler's scratch"),
@@ -61,7 +61,8 @@ def report(
     for kind in ("A100", "H100", "TPU v5e"):
         rate = 0.4 * metrics.PEAK_FLOPS[kind] * devices
         hours = flops_per_example * batch_size * steps / rate / 3600
-        lines.append((f"hours on {devices} x {kind}", f"{hours:,.3g} at an assumed MFU of 0.4"))
+        told = f"{hours:,.1f}" if hours >= 0.1 else "less than 0.1"
+        lines.append((f"hours on {devices} x {kind}", f"{told}, at an assumed MFU of 0.4"))
     width = max(len(key) for key, _ in lines)
     return "\n".join(f"{key:<{width}}  {value}" for key, value in lines)
 
@@ -72,3 +73,11 @@ def _count(params: Mapping[str, jax.ShapeDtypeStruct]) -> int:
 
 def _gib(count: int) -> str:
     return f"{count / 2**30:.3f} GiB"
+
+
+def _flop(count: float) -> str:
+    """With the largest prefix that leaves at least one digit before the point."""
+    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if count >= size:
+            return f"{count / size:,.3f} {prefix}FLOP"
+    return f"{count / 1e6:,.3f} MFLOP"
