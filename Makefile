@@ -37,8 +37,8 @@ demo: $(STAMP)  ## Train and evaluate a small CLIP on the demo world (minutes on
 	$(PY) -m clipdg_jax.main --config=configs/mix.py
 
 .PHONY: study
-study: $(STAMP)  ## The README's study: every mix, every seed (hours)
-	$(PY) -m tools.study
+study: $(STAMP)  ## The study of the README: every mix, every seed (over an hour on two cores)
+	$(PY) -m tools.study --parallel=2
 
 .PHONY: lint
 lint: $(STAMP)  ## Style, format and types

@@ -22,6 +22,7 @@ import matplotlib
 from absl import flags
 
 from clipdg_jax import errors
+from clipdg_jax.data import demo
 from clipdg_jax.evaluation import plots, stats
 from tools import cli
 
@@ -39,6 +40,7 @@ MIXES = {
     "mix 3:1": "natural=3,rendition=1",
     "rendition only": "natural=0,rendition=1",
 }
+CHANCE = 1 / len(demo.CLASSES)
 CORRELATIONS = (0.3, 0.6, 0.9)
 DEFAULT_CORRELATION = 0.9
 
@@ -143,6 +145,19 @@ def table(rows: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def relative(by_mix: dict[str, list[dict[str, float]]]) -> str:
+    """Natural-only against the mix on renditions, as a share and corrected for chance."""
+    alone, mixed = (
+        statistics.fmean(v["renditions"] for v in by_mix[name])
+        for name in ("natural only", "mix 3:1")
+    )
+    corrected = stats.relative_corrected_accuracy(alone, mixed, CHANCE)
+    return (
+        f"On renditions, natural-only reaches {alone / mixed:.2f} of the mix's accuracy "
+        f"({corrected:.2f} corrected for chance)."
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     del argv
     runs = pathlib.Path(RUNS.value)
@@ -162,10 +177,10 @@ def main(argv: Sequence[str]) -> None:
         for correlation in CORRELATIONS
         for mix in ("natural only", "mix 3:1")
     }
-    text = f"{table(by_mix)}\n\n{table(by_correlation)}\n"
+    text = f"{table(by_mix)}\n\n{relative(by_mix)}\n\n{table(by_correlation)}\n"
     (runs / "study.md").write_text(text)
     (runs / "study.json").write_text(json.dumps({c.name: r for c, r in found.items()}, indent=1))
-    plots.grouped_bars(by_mix, runs / "study.png", chance=1 / 12)
+    plots.grouped_bars(by_mix, runs / "study.png", chance=CHANCE)
     print(text)
 
 

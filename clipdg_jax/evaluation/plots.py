@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -19,6 +18,7 @@ import matplotlib.ticker
 import numpy as np
 
 from clipdg_jax.evaluation import stats, zero_shot
+from clipdg_jax.training import metrics
 
 # Okabe and Ito's palette, told apart with any colour vision; a domain has one colour everywhere.
 COLOURS = {"natural": "#0072B2", "rendition": "#D55E00", "ambiguous": "#999999"}
@@ -30,8 +30,7 @@ _SUITE_LINES = ("-", "--", ":", "-.")  # where one picture shows several suites
 
 def training_summary(directory: pathlib.Path, results: Mapping[str, Any]) -> None:
     """Draws `summary.png` from a finished run's `metrics.jsonl` and its results."""
-    lines = (directory / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = metrics.read(directory)
     run_summary(directory / "summary.png", rows, results["zero_shot"], directory.name)
 
 

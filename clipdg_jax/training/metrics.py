@@ -55,7 +55,7 @@ class MetricLog:
         if not self._active:
             return
         self._path = directory / "metrics.jsonl"
-        self.kept = cut_back(self._path, start)
+        cut_back(self._path, start)
         self._file = self._path.open("a", buffering=1)
         self._board = tensorboardX.SummaryWriter(
             str(directory), purge_step=start + 1 if start else None

@@ -18,10 +18,10 @@ WORLD = {
     "vocab_size": 2048,
 }
 RUN = {
-    "steps": 12,
+    "steps": 20,
     "batch_size": 16,
     "log_every": 1,
-    "checkpoint_every": 4,
+    "checkpoint_every": 5,
     "eval_every": 0,
     "images_every": 0,
     "eval.batch_size": 64,

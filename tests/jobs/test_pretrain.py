@@ -32,7 +32,7 @@ def finished(tmp_path_factory, command):
 def test_results_and_files(finished):
     found = small_runs.results(finished)
     assert found["job"] == "pretrain"
-    assert (found["steps"], found["examples"], found["masked"]) == (12, 12 * 16, 0)
+    assert (found["steps"], found["examples"], found["masked"]) == (20, 20 * 16, 0)
     assert len(found["params_sha256"]) == 64
     tests = found["zero_shot"]["demo"]
     assert tests["natural"]["domain"] == "natural"
@@ -41,7 +41,7 @@ def test_results_and_files(finished):
     assert len(found["zero_shot"]["demo_heldout"]) == 1
     lines = [json.loads(x) for x in (finished / "metrics.jsonl").read_text().splitlines()]
     trained = [x for x in lines if "loss" in x]
-    assert [x["step"] for x in trained] == list(range(1, 13))
+    assert [x["step"] for x in trained] == list(range(1, 21))
     assert trained[-1]["loss"] == found["loss"]
     # A new model tells nothing: the loss starts near ln(batch size).
     assert trained[0]["loss"] == pytest.approx(math.log(16), rel=0.25)
@@ -104,7 +104,7 @@ def _assert_same_losses(run: pathlib.Path, reference: pathlib.Path) -> None:
 
 
 def test_killed_runs_end_with_the_same_bits(finished, command, tmp_path):
-    _kill_when(command(tmp_path), lambda: (tmp_path / "checkpoints" / "4").exists())
+    _kill_when(command(tmp_path), lambda: (tmp_path / "checkpoints" / "5").exists())
     done = small_runs.run(command(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stdout
@@ -123,9 +123,9 @@ def test_kill_campaign(finished, command, tmp_path):
     points = [
         lambda: (tmp_path / "config.json").exists(),
         lambda: any(checkpoints.glob("*tmp*")),
-        lambda: logged(6),
-        lambda: logged(7),  # At once again: no checkpoint came between.
-        lambda: logged(11),
+        lambda: logged(8),
+        lambda: logged(9),  # At once again: no checkpoint came between.
+        lambda: logged(19),
     ]
     for reached in points:
         _kill_when(command(tmp_path, "--config.data.workers=2"), reached)
@@ -192,7 +192,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused(finished, command, tmp_path):
     shutil.copytree(finished, run)
     (run / "results.json").unlink()
     data = max(
-        (p for p in (run / "checkpoints" / "12" / "params").rglob("*") if p.is_file()),
+        (p for p in (run / "checkpoints" / "20" / "params").rglob("*") if p.is_file()),
         key=lambda p: p.stat().st_size,
     )
     content = bytearray(data.read_bytes())
@@ -235,7 +235,7 @@ def _assert_one_line(refused: subprocess.CompletedProcess, named: str) -> None:
 
 
 def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(small, tmp_path):
-    config = small(**{"optim.lr": 1e30, "optim.warmup": 0, "steps": 12, "checkpoint_every": 1})
+    config = small(**{"optim.lr": 1e30, "optim.warmup": 0, "checkpoint_every": 1})
     with pytest.raises(errors.UserError, match="is not finite"):
         pretrain.run(config, tmp_path)
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())

@@ -26,10 +26,7 @@ def test_log_appends_after_resume_without_repeats(tmp_path):
         for step in range(start + 1, last + 1):
             log.write(step, {"loss": 10.0 * step})
         log.close()
-    assert metrics.read(tmp_path) == [{"step": s, "loss": 10.0 * s} for s in (1, 2, 3, 4)][:2] + [
-        {"step": 3, "loss": 30.0},
-        {"step": 4, "loss": 40.0},
-    ]
+    assert metrics.read(tmp_path) == [{"step": s, "loss": 10.0 * s} for s in (1, 2, 3, 4)]
     assert list(tmp_path.glob("events.*"))
 
 
