@@ -245,6 +245,25 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(small, tmp_pat
     assert not kept or max(kept) <= max(losses)
 
 
+def test_the_other_ways_to_compute_run_too(small, tmp_path):
+    ways = {
+        "loss": "siglip",
+        "dtype": "bfloat16",
+        "model.scan_layers": True,
+        "model.remat": "full",
+        "optim.clip": 1.0,
+        "steps": 4,
+        "profile_start": 2,
+        "profile_steps": 2,
+        "images_every": 2,
+    }
+    pretrain.run(small(**ways), tmp_path)
+    found = small_runs.losses(tmp_path)
+    # The sigmoid loss of a new model: ln 2-like terms, nearly all of negatives at a bias of -10.
+    assert all(math.isfinite(loss) and 0 < loss < 20 for loss, _ in found.values())
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
 def test_length_follows_steps_then_examples_then_epochs(small):
     weights, amounts = mixture.parse_mix("a=3,b=1"), mixture.parse_mix("a=1k,b=1k")
     assert pretrain.length(small(steps=7, examples=1000, epochs=9), amounts) == 7
