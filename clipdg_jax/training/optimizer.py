@@ -25,7 +25,7 @@ def schedule(
     """Linear warm-up, then a cosine to 0, per step.
 
     lr(s) = lr * (s + 1) / warmup for s < warmup, then lr * (1 + cos(pi (s - w) / (T - w))) / 2,
-    with s counted from 0 (RECIPES: OpenCLIP).
+    with s counted from 0 (OpenCLIP, release 2.24).
 
     Args:
       lr: the highest learning rate.

@@ -20,7 +20,7 @@ CONFIG = {
 VB, TB = r"visual\.transformer\.resblocks\.\d\.", r"transformer\.resblocks\.\d\."
 OUT = TW**-0.5 * (2 * TL) ** -0.5
 
-# Name -> distribution and its scale (standard deviation, or bound), from RECIPES of open_clip 2.24.
+# Name -> distribution and its scale (standard deviation, or bound), as in open_clip 2.24.
 TABLE = {
     r"logit_scale": ("constant", np.log(1 / 0.07)),
     r".*ln_\w+\.weight": ("constant", 1.0),
