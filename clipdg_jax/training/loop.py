@@ -117,7 +117,7 @@ def train(
     profiling = False
     batches = iter(feed)
     for step in range(start + 1, steps + 1):
-        if cadence.profile_steps and step == max(cadence.profile_start, start + 1):
+        if cadence.profile_steps and step == max(cadence.profile_start, 1):
             jax.profiler.start_trace(str(workdir / "profile"))
             profiling = True
         host, batch = next(batches)
@@ -126,7 +126,7 @@ def train(
         pending = (step, values)
         if _due(step, cadence.images) or (cadence.images and step == start + 1):
             _show_inputs(log, step, host, source_names)
-        if profiling and step + 1 >= cadence.profile_start + cadence.profile_steps:
+        if profiling and step + 1 >= max(cadence.profile_start, 1) + cadence.profile_steps:
             settle()
             jax.profiler.stop_trace()
             profiling = False
