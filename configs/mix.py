@@ -150,7 +150,7 @@ def pacs() -> ml_collections.ConfigDict:
     config.data.workers = 1
     config.data.crop_scale = (0.4, 1.0)  # A few thousand images: crops are the augmentation.
     config.model.name = "tiny-64"
-    config.examples = 100_000
+    config.examples = 128_000
     config.eval.suites = "pacs"
     return config
 
