@@ -1,5 +1,6 @@
 """launch/local.sh with a stand-in for the interpreter, so that only the script is tested."""
 
+import functools
 import os
 import pathlib
 import shutil
@@ -46,6 +47,9 @@ def launch(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # Where this process was started in a background job, it ignores Ctrl-C, and so would
+            # the script, for a shell cannot trap what it inherits as ignored.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
         return process
