@@ -11,10 +11,12 @@ subsets, the same every epoch) or bare weights (`natural=3,rendition=1`: shares 
 datasets under `config.data.root`, paths, or `tfds:` names.
 
 Presets:
-  demo   a tiny CLIP on the demo world, which is made when missing; minutes on a laptop.
-  study  the same on more data, for longer: the figures of the README.
+  demo   a tiny CLIP on the demo world, which is made when missing. 4 minutes on two cores;
+         88 % natural, 76 % rendition.
+  study  the same on more data, for longer; `make study` runs all its cells. 8 minutes of one core;
+         93 % natural, 94 % rendition.
   pacs   a tiny CLIP at 64 px on photo, art_painting, cartoon and sketch, imported to data/pacs by
-         `python -m tools.import_folder`.
+         `python -m tools.import_folder`. 10 minutes of one core; 62 % photo, 52 % the others.
   paper  ViT-B/32, batch 16 384, 32 epochs, for 4 or 8 A100s or a TPU slice; the datasets are
          `data/natural` and `data/rendition`. Add --config.dry_run=True to see what it takes.
 
