@@ -1,0 +1,1 @@
+"""Natural or rendition? Labels, methods that tell the domains apart, calibrated deciders."""
