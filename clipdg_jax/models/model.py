@@ -7,6 +7,7 @@ never stacked. Training, checkpoints and weight conversion know nothing else of 
 
 import functools
 import zlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,9 @@ from clipdg_jax.models import clip
 from clipdg_jax.models import config as config_lib
 
 Params = dict[str, Array]
+
+# What the names of the image tower's parameters start with.
+IMAGE_TOWER = "visual."
 
 # How a leaf relates to torch's: ours = torch's transposed by these axes.
 #   kind        torch                    ours               leaves
@@ -94,18 +98,21 @@ class Model:
             params |= {name: draws[i] for i, name in enumerate(names)}
         return {name: params[name] for name in self._variables}
 
-    def module(self, params: Params) -> clip.CLIP:
+    def module(self, params: Params, prefix: str = "") -> clip.CLIP:
         """The NNX module with these parameters in it.
 
         Entries that are not the model's, such as a loss's bias or a classifier, are left aside.
+        Only the parameters whose names start with `prefix` need be there; where others are
+        missing, what uses them cannot be called.
         """
-        missing = self._paths.keys() - params.keys()
+        missing = {name for name in self._paths if name.startswith(prefix)} - params.keys()
         if missing:
             raise ValueError(f"parameters missing: {', '.join(sorted(missing)[:5])}")
+        shapes = self.shapes()
         tree: dict = {}
         for name, path in self._paths.items():
             inner = functools.reduce(lambda node, part: node.setdefault(part, {}), path[:-1], tree)
-            inner[path[-1]] = params[name]
+            inner[path[-1]] = params.get(name, shapes[name])
         return nnx.merge(self._graph, tree)
 
     def encode_image(
@@ -116,8 +123,16 @@ class Model:
     ) -> Float[Array, "b e"]:
         """float32 features of images, of length 1 unless `normalise` is False.
 
+        params: of the image tower (`IMAGE_TOWER`) at least.
         image: uint8 RGB, normalised here with the configured mean and std; or float, already so.
         """
+        features = self.module(params).visual(self._inputs(image))
+        return clip.normalise(features) if normalise else features.astype(jnp.float32)
+
+    def _inputs(
+        self, image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]
+    ) -> Float[Array, "b h w 3"]:
+        """Images as the tower takes them: checked, normalised if they are bytes, and cast."""
         size = self.config.vision.image_size
         if image.shape[1:] != (size, size, 3):
             raise ValueError(f"images are {image.shape[1:]}, the model takes {(size, size, 3)}")
@@ -125,8 +140,33 @@ class Model:
             mean = jnp.asarray(self.config.mean, jnp.float32).reshape(1, 1, 1, 3)
             std = jnp.asarray(self.config.std, jnp.float32).reshape(1, 1, 1, 3)
             image = (image.astype(jnp.float32) / 255 - mean) / std
-        features = self.module(params).visual(image.astype(self.config.dtype))
-        return clip.normalise(features) if normalise else features.astype(jnp.float32)
+        return image.astype(self.config.dtype)
+
+    def image_layers(self) -> tuple[str, ...]:
+        """Names of the layers whose outputs `image_tokens` gives, in their order.
+
+        `stem.N`, the stages of the convolutional stem where there is one, and `resblocks.N`.
+        """
+        c = self.config.vision
+        stem = tuple(f"stem.{i}" for i in range(len(c.stem)))
+        return stem + tuple(f"resblocks.{i}" for i in range(c.layers))
+
+    def image_tokens(
+        self,
+        params: Params,
+        image: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"],
+        names: Sequence[str],
+    ) -> list[Float[Array, "b n d"]]:
+        """float32 outputs of the named layers (of `image_layers`), in the order asked for.
+
+        image: as for `encode_image`. A row of the result is a patch, or a pixel of a stem stage's
+        output; there is no class token. What lies behind the last named layer is not computed.
+        """
+        unknown = [name for name in names if name not in self.image_layers()]
+        if unknown:
+            raise ValueError(f"no layer {unknown[0]}; there are {', '.join(self.image_layers())}")
+        found = self.module(params).visual.activations(self._inputs(image), names)
+        return [found[name].astype(jnp.float32) for name in names]
 
     def encode_text(
         self, params: Params, tokens: Int[Array, "b n"], normalise: bool = True

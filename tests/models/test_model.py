@@ -131,8 +131,8 @@ def test_wrong_shapes_and_names_are_refused(model, params, image):
         model.encode_image(params, image[:, :16])
     with pytest.raises(ValueError, match="the model takes 24"):
         model.encode_text(params, np.ones((1, 25), np.int32))
-    with pytest.raises(ValueError, match="logit_scale"):
-        model.encode_image({k: v for k, v in params.items() if k != "logit_scale"}, image)
+    with pytest.raises(ValueError, match=r"missing: visual\.proj"):
+        model.encode_image({k: v for k, v in params.items() if k != "visual.proj"}, image)
 
 
 def test_layout_of_every_kind_of_leaf(model):
@@ -149,3 +149,12 @@ def test_layout_of_every_kind_of_leaf(model):
     conv = {"visual.conv1.weight"} | stem
     assert {name for name, kind in kinds.items() if kind == "linear"} == linear
     assert {name for name, kind in kinds.items() if kind == "conv"} == conv
+
+
+def test_images_are_encoded_with_the_image_tower_alone(model, params, image):
+    tower = {k: v for k, v in params.items() if k.startswith(model_lib.IMAGE_TOWER)}
+    assert 0 < len(tower) < len(params)
+    ours = jax.jit(model.encode_image)(tower, image)
+    np.testing.assert_array_equal(ours, jax.jit(model.encode_image)(params, image))
+    with pytest.raises(ValueError, match=r"missing: ln_final\.bias"):
+        model.encode_text(tower, TOKENS)
