@@ -1,4 +1,8 @@
-"""OpenCLIP's optimiser (release 2.24): AdamW, warm-up and cosine, and what is not decayed."""
+"""Optimisers and learning rates.
+
+OpenCLIP's (release 2.24): AdamW, warm-up and cosine, and what is not decayed. And that of the
+domain study's classifier: torch's SGD with a learning rate that drops every few epochs.
+"""
 
 import math
 import re
@@ -44,6 +48,54 @@ def schedule(
     return rate
 
 
+def drop_schedule(
+    lr: float, warmup: int, every: int, factor: float
+) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
+    """Linear warm-up, and the rate times `factor` after every `every` steps (torch's StepLR).
+
+    lr(s) = lr * min(1, (s + 1) / warmup) * factor^floor(s / every), with s counted from 0.
+
+    Args:
+      lr: the highest learning rate.
+      warmup: steps of warm-up; 0 for none.
+      every: steps from one drop to the next.
+      factor: what the rate is multiplied by at each.
+    """
+    if warmup < 0:
+        raise errors.UserError(f"optim.warmup: {warmup} is negative; use 0 or more steps")
+    if every < 1:
+        raise errors.UserError(f"optim.drop_every: {every} steps; use an epoch or more")
+
+    def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        s = jnp.asarray(step, jnp.int32)
+        warm = jnp.minimum(1.0, (s + 1).astype(jnp.float32) / max(warmup, 1))
+        drops = (s // every).astype(jnp.float32)
+        return lr * warm * jnp.asarray(factor, jnp.float32) ** drops
+
+    return rate
+
+
+def make_schedule(
+    optim: Any, steps: int, epoch_steps: int = 1
+) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
+    """The learning rate that a config asks for.
+
+    Args:
+      optim: fields `lr` and `warmup` (steps); `schedule`, "cosine" where absent, or "step", which
+        takes `drop_every` (epochs) and `drop_factor` too.
+      steps: the length of the run.
+      epoch_steps: the length of an epoch.
+    """
+    kind = optim.get("schedule", "cosine")
+    if kind == "cosine":
+        return schedule(optim["lr"], optim["warmup"], steps)
+    if kind == "step":
+        _check_ranges(optim, {"drop_factor": (0.0, 1.0)})
+        every = optim["drop_every"] * epoch_steps
+        return drop_schedule(optim["lr"], optim["warmup"], every, optim["drop_factor"])
+    raise errors.UserError(f"optim.schedule: {kind!r} is unknown; use 'cosine' or 'step'")
+
+
 def decay_mask(params: Mapping[str, Any]) -> dict[str, bool]:
     """Which parameters weight decay touches: none whose name matches `NOT_DECAYED`, no vector.
 
@@ -57,39 +109,57 @@ def decay_mask(params: Mapping[str, Any]) -> dict[str, bool]:
     }
 
 
-def make_optimizer(optim: Any, steps: int) -> optax.GradientTransformation:
-    """AdamW as OpenCLIP sets it up, on `decay_mask`'s parameters, decoupled decay times lr.
+def make_optimizer(optim: Any, steps: int, epoch_steps: int = 1) -> optax.GradientTransformation:
+    """The optimiser that a config asks for, by the field `name`.
+
+    "adamw", where absent: as OpenCLIP sets it up, decay on `decay_mask`'s parameters, decoupled
+    and times lr. "sgd": torch's, v = momentum v + (g + weight_decay p), p = p - lr v, so that the
+    decay enters the momentum; of all parameters.
 
     Args:
-      optim: fields `lr`, `warmup`, `beta1`, `beta2`, `eps`, `weight_decay`, and `clip`, the
-        largest global gradient norm (None or 0 for no clipping).
-      steps: the length of the run, for the cosine.
+      optim: `make_schedule`'s fields, `weight_decay`, `clip`, the largest global gradient norm
+        (None or 0 for no clipping); for AdamW `beta1`, `beta2`, `eps`; for SGD `momentum`.
+      steps: the length of the run, for the schedule.
+      epoch_steps: the length of an epoch, for a schedule in epochs.
 
     Raises:
-      UserError: a field outside its range.
+      UserError: a field outside its range, or an optimiser or schedule that does not exist.
     """
-    for field, low, high in (
-        ("lr", 0.0, math.inf),
-        ("beta1", 0.0, 1.0),
-        ("beta2", 0.0, 1.0),
-        ("eps", 0.0, math.inf),
-        ("weight_decay", 0.0, math.inf),
-        ("clip", 0.0, math.inf),
-    ):
+    name = optim.get("name", "adamw")
+    if name not in ("adamw", "sgd"):
+        raise errors.UserError(f"optim.name: {name!r} is unknown; use 'adamw' or 'sgd'")
+    unit, positive = (0.0, 1.0), (0.0, math.inf)
+    own = {
+        "adamw": {"beta1": unit, "beta2": unit, "eps": positive},
+        "sgd": {"momentum": unit},
+    }[name]
+    _check_ranges(optim, {"lr": positive, **own, "weight_decay": positive, "clip": positive})
+    parts = [optax.clip_by_global_norm(optim["clip"])] if optim["clip"] else []
+    rate = make_schedule(optim, steps, epoch_steps)
+    if name == "adamw":
+        parts.append(
+            optax.adamw(
+                rate,
+                b1=optim["beta1"],
+                b2=optim["beta2"],
+                eps=optim["eps"],
+                weight_decay=optim["weight_decay"],
+                mask=decay_mask,
+            )
+        )
+    else:
+        parts += [
+            optax.add_decayed_weights(optim["weight_decay"]),
+            optax.sgd(rate, momentum=optim["momentum"]),
+        ]
+    return optax.chain(*parts)
+
+
+def _check_ranges(optim: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raises UserError for the first field that is not in [low, high); None is no value."""
+    for field, (low, high) in ranges.items():
         value = optim[field]
         if value is not None and not low <= value < high:
             raise errors.UserError(
                 f"optim.{field}: {value} is out of range; use {low:g} to {high:g}"
             )
-    parts = [optax.clip_by_global_norm(optim["clip"])] if optim["clip"] else []
-    parts.append(
-        optax.adamw(
-            schedule(optim["lr"], optim["warmup"], steps),
-            b1=optim["beta1"],
-            b2=optim["beta2"],
-            eps=optim["eps"],
-            weight_decay=optim["weight_decay"],
-            mask=decay_mask,
-        )
-    )
-    return optax.chain(*parts)

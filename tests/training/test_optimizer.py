@@ -122,3 +122,64 @@ def test_ten_steps_of_adamw_equal_float64(clip):
 def test_values_out_of_range_are_refused(field, value):
     with pytest.raises(errors.UserError, match=f"optim.{field}: .* is out of range"):
         optimizer.make_optimizer(_config(**{field: value}), 10)
+
+
+SGD = {
+    "name": "sgd",
+    "schedule": "step",
+    "lr": 0.1,
+    "warmup": 0,
+    "drop_every": 2,
+    "drop_factor": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 5e-2,
+    "clip": 0.0,
+}
+
+
+def test_fifty_epochs_of_the_paper_drop_twice():
+    rate = optimizer.make_schedule(SGD | {"drop_every": 20}, steps=2500, epoch_steps=50)
+    got = [float(rate(s)) for s in (0, 999, 1000, 1999, 2000, 2499)]
+    np.testing.assert_allclose(got, [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3], rtol=1e-6)
+
+
+def test_warmup_comes_before_the_drops():
+    rate = optimizer.drop_schedule(1.0, warmup=4, every=6, factor=0.5)
+    want = [0.25, 0.5, 0.75, 1, 1, 1, 0.5, 0.5]
+    np.testing.assert_allclose([float(rate(s)) for s in range(8)], want, rtol=1e-6)
+
+
+def test_ten_steps_of_sgd_equal_torchs_rule_in_float64():
+    rng = np.random.default_rng(1)
+    shapes = {"readout.weight": (4, 3), "readout.bias": (3,), "visual.ln_pre.weight": (4,)}
+    params = {k: rng.normal(size=s) for k, s in shapes.items()}
+    narrow = {k: jnp.asarray(v, jnp.float32) for k, v in params.items()}
+    velocity = {k: np.zeros(s) for k, s in shapes.items()}
+    tx = optimizer.make_optimizer(SGD, 10, epoch_steps=2)
+    state = tx.init(narrow)
+    for s in range(10):
+        grads = {k: rng.normal(size=shape) for k, shape in shapes.items()}
+        updates, state = tx.update(
+            {k: jnp.asarray(v, jnp.float32) for k, v in grads.items()}, state, narrow
+        )
+        narrow = optax.apply_updates(narrow, updates)
+        for k, g in grads.items():
+            velocity[k] = 0.9 * velocity[k] + g + 5e-2 * params[k]
+            params[k] = params[k] - 0.1 * 0.1 ** (s // 4) * velocity[k]
+    for k, want in params.items():
+        np.testing.assert_allclose(narrow[k], want, rtol=1e-5, atol=1e-6, err_msg=k)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("name", "lion", "unknown; use 'adamw' or 'sgd'"),
+        ("schedule", "linear", "unknown; use 'cosine' or 'step'"),
+        ("momentum", 1.0, "out of range"),
+        ("drop_factor", -0.1, "out of range"),
+        ("drop_every", 0, "use an epoch or more"),
+    ],
+)
+def test_unknown_kinds_and_values_are_refused(field, value, message):
+    with pytest.raises(errors.UserError, match=f"optim.{field}: .*{message}"):
+        optimizer.make_optimizer(SGD | {field: value}, 10)
