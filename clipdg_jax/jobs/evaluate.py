@@ -81,7 +81,7 @@ def open_inputs(config: ml_collections.ConfigDict) -> Inputs:
     Raises:
       errors.UserError: naming what is missing.
     """
-    directory = _checkpoints_of(config.checkpoint)
+    directory = checkpoints_lib.directory_of(config.checkpoint)
     saved = checkpoints_lib.saved(directory)
     chosen = {step: saved[step] for step in _choose(config.step, sorted(saved), directory)}
     names, root = _suites_of(config, directory)
@@ -178,11 +178,6 @@ def _means(results: zero_shot.Results) -> str:
 
 def _model(architecture: Mapping[str, Any], dtype: str) -> model_lib.Model:
     return model_lib.Model(model_config.from_config({**architecture, "dtype": dtype}))
-
-
-def _checkpoints_of(name: str) -> pathlib.Path:
-    inner = pathlib.Path(name) / "checkpoints"
-    return inner if inner.is_dir() else pathlib.Path(name)
 
 
 def _choose(wanted: str, saved: Sequence[int], directory: pathlib.Path) -> list[int]:

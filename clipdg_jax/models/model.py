@@ -126,7 +126,7 @@ class Model:
         params: of the image tower (`IMAGE_TOWER`) at least.
         image: uint8 RGB, normalised here with the configured mean and std; or float, already so.
         """
-        features = self.module(params).visual(self._inputs(image))
+        features = self.module(params, IMAGE_TOWER).visual(self._inputs(image))
         return clip.normalise(features) if normalise else features.astype(jnp.float32)
 
     def _inputs(
@@ -165,7 +165,7 @@ class Model:
         unknown = [name for name in names if name not in self.image_layers()]
         if unknown:
             raise ValueError(f"no layer {unknown[0]}; there are {', '.join(self.image_layers())}")
-        found = self.module(params).visual.activations(self._inputs(image), names)
+        found = self.module(params, IMAGE_TOWER).visual.activations(self._inputs(image), names)
         return [found[name].astype(jnp.float32) for name in names]
 
     def encode_text(

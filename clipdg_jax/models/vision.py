@@ -1,6 +1,7 @@
 """CLIP's image tower: a ViT, optionally behind a convolutional stem."""
 
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -109,17 +110,43 @@ class VisionTower(nnx.Module):
 
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b e"]:
         """image: normalised, in the compute type, of the configured size."""
-        x = image
         for layer in self.stem:
-            x = layer(x)
-        x = self.conv1(x)
-        b, _, d = x.shape
-        first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (b, 1, d))
-        x = jnp.concatenate([first, x], axis=1)
-        x = x + self.positional_embedding[...].astype(x.dtype)[None]
-        x = self.transformer(self.ln_pre(x))
+            image = layer(image)
+        x = self.transformer(self._embed(image))
         # The norm is per token: of the class token alone it is the same, and cheaper.
         pooled = (
             self.ln_post(x[:, 0]) if self.pool == "tok" else self.ln_post(x[:, 1:]).mean(axis=1)
         )
         return pooled @ self.proj[...].astype(pooled.dtype)
+
+    def _embed(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
+        """What the first block gets, from the stem's output: class token and patches."""
+        x = self.conv1(x)
+        b, _, d = x.shape
+        first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (b, 1, d))
+        x = jnp.concatenate([first, x], axis=1)
+        return self.ln_pre(x + self.positional_embedding[...].astype(x.dtype)[None])
+
+    def activations(
+        self, image: Float[Array, "b h w 3"], names: Sequence[str]
+    ) -> dict[str, Float[Array, "b n d"]]:
+        """The outputs of the named layers: `stem.N`, pixels as rows, and `resblocks.N`, patches.
+
+        The class token is left out; nothing behind the last named layer is computed.
+        """
+        found: dict[str, Array] = {}
+        for i, layer in enumerate(self.stem):
+            image = layer(image)
+            if f"stem.{i}" in names:
+                found[f"stem.{i}"] = image.reshape(image.shape[0], -1, image.shape[-1])
+        blocks = self.transformer.resblocks
+        ends = [i + 1 for i in range(len(blocks)) if f"resblocks.{i}" in names]
+        if ends:
+            x = self._embed(image)
+        # Each stretch between two named blocks is a transformer of its own, so that a scan and
+        # rematerialisation stay where they are written.
+        for start, end in itertools.pairwise([0, *ends]):
+            stretch = [blocks[i] for i in range(start, end)]
+            x = layers.Transformer(stretch, self.transformer.remat, self.transformer.scan)(x)
+            found[f"resblocks.{end - 1}"] = x[:, 1:]
+        return found

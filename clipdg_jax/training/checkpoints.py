@@ -14,6 +14,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -175,6 +176,12 @@ class Checkpoints:
                 f"{self.directory}: no space left for a checkpoint ({self._last}); free some or "
                 "raise the quota, and give the same command again"
             ) from error
+
+
+def directory_of(run: str | pathlib.Path) -> pathlib.Path:
+    """Where a run's checkpoints are: `run` is its workdir or that very directory."""
+    inner = pathlib.Path(run) / "checkpoints"
+    return inner if inner.is_dir() else pathlib.Path(run)
 
 
 def saved(directory: str | epath.PathLike) -> dict[int, str]:

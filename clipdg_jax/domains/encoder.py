@@ -1,0 +1,133 @@
+"""The CLIP that domain methods start from or take features of, and the way it runs on batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float32, UInt8
+
+from clipdg_jax.errors import UserError
+from clipdg_jax.models import config as model_config
+from clipdg_jax.models import model as model_lib
+from clipdg_jax.training import checkpoints, sharding
+
+Params = Mapping[str, Array]
+Apply = Callable[[Params, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """An image tower with its parameters.
+
+    Attributes:
+      model: its architecture.
+      params: of the image tower, by canonical name, on the devices of `mesh`.
+      mesh: the devices.
+      origin: where the parameters come from: "scratch", or the checkpoint.
+    """
+
+    model: model_lib.Model
+    params: Params
+    mesh: jax.sharding.Mesh
+    origin: str = "scratch"
+
+    @property
+    def image_size(self) -> int:
+        return self.model.config.vision.image_size
+
+    def features(self, images: UInt8[np.ndarray, "n s s 3"]) -> Float32[np.ndarray, "n e"]:
+        """Features of length 1."""
+        return apply_batched(self.model.encode_image, self.params, images, self.mesh)
+
+    def arrays(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """The parameters on the host, to be saved."""
+        return {prefix + name: np.asarray(value) for name, value in self.params.items()}
+
+
+def scratch(
+    architecture: Mapping[str, Any], dtype: str, mesh: jax.sharding.Mesh, seed: int
+) -> Encoder:
+    """An image tower with fresh parameters, distributed as open_clip's."""
+    model = model_lib.Model(model_config.from_config({**architecture, "dtype": dtype}))
+    return Encoder(model, place(_tower(jax.jit(model.init)(jax.random.key(seed))), mesh), mesh)
+
+
+def from_checkpoint(directory: str, dtype: str, mesh: jax.sharding.Mesh) -> Encoder:
+    """The image tower of a run's latest checkpoint.
+
+    Args:
+      directory: a run's workdir, or its `checkpoints/`.
+
+    Raises:
+      UserError: there is no checkpoint, or it is damaged.
+    """
+    loaded = checkpoints.load_params(checkpoints.directory_of(directory), mesh=mesh)
+    model = model_lib.Model(model_config.from_config({**loaded.architecture, "dtype": dtype}))
+    missing = [
+        name
+        for name, leaf in _tower(model.shapes()).items()
+        if name not in loaded.params or loaded.params[name].shape != leaf.shape
+    ]
+    if missing:
+        raise UserError(
+            f"{directory}: holds no {missing[0]} of the shape that its own architecture gives; "
+            "name a run that trained a CLIP"
+        )
+    return Encoder(model, _tower(loaded.params), mesh, f"{directory}, step {loaded.step}")
+
+
+def from_arrays(
+    architecture: Mapping[str, Any], arrays: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh
+) -> Encoder:
+    """The image tower that `Encoder.arrays` gave. `architecture` holds the dtype too."""
+    model = model_lib.Model(model_config.from_config(dict(architecture)))
+    return Encoder(model, place(_tower(arrays), mesh), mesh)
+
+
+def place(params: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, Array]:
+    """Parameters on the devices, sharded as for training."""
+    params = dict(params)
+    return jax.device_put(params, sharding.param_shardings(params, mesh))
+
+
+def apply_batched(
+    fn: Apply,
+    params: Params,
+    images: UInt8[np.ndarray, "n s s 3"],
+    mesh: jax.sharding.Mesh,
+    batch: int = 256,
+) -> np.ndarray:
+    """`fn(params, images)`, in batches of one padded shape, split over the mesh.
+
+    Args:
+      fn: one output row for each image, which may not depend on the others; it is compiled once,
+        as long as the same function (or bound method of the same object) is given.
+      batch: images at a time, rounded up to a multiple of the devices.
+
+    Returns:
+      [n, ...] on the host.
+    """
+    size = -(-batch // mesh.size) * mesh.size
+    compiled = _compiled(fn, mesh)
+    rows = sharding.batch_sharding(mesh)
+    outputs = []
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+        output = compiled(params, jax.device_put(padded, rows))
+        outputs.append(np.asarray(output)[: len(part)])
+    return np.concatenate(outputs)
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(fn: Apply, mesh: jax.sharding.Mesh) -> Any:
+    return jax.jit(fn, out_shardings=sharding.batch_sharding(mesh))
+
+
+def _tower(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in params.items() if k.startswith(model_lib.IMAGE_TOWER)}
