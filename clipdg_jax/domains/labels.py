@@ -1,0 +1,468 @@
+"""The label store: who said what about which image, and how that image was chosen.
+
+One SQLite file. What is labelled comes in draws: a list of records of one dataset, chosen at
+random or by a rule, whose origin (order, seed, probability, size of the population) is kept,
+because only random draws may calibrate a classifier. Labels are never overwritten: each change is
+a row of its own, an undone change stays marked as such, and the current label is the last change
+that was not undone. Triggers in the file hold this even against other programs.
+
+The file is in SQLite's write-ahead-log mode, which needs a local disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from clipdg_jax.data import files, resolve, schema
+from clipdg_jax.errors import UserError
+
+ORDERS = ("random", "uncertain", "disagreement", "audit")
+# Each record of the dataset had a known chance of being drawn: these labels may calibrate.
+RANDOM_ORDERS = ("random", "audit")
+
+_APPLICATION = 0x636C6470  # "cldp", which marks the file as ours
+_FORMAT = 1
+_WAIT = 30.0  # seconds to wait for another process's transaction
+_MAX_NAME = 64
+
+_TABLES = """
+CREATE TABLE draws (
+    id INTEGER PRIMARY KEY, dataset TEXT NOT NULL, fingerprint TEXT NOT NULL,
+    "order" TEXT NOT NULL, seed INTEGER NOT NULL, population INTEGER NOT NULL,
+    items TEXT NOT NULL, time REAL NOT NULL,
+    UNIQUE (fingerprint, "order", seed, items));
+CREATE TABLE items (
+    draw INTEGER NOT NULL REFERENCES draws, position INTEGER NOT NULL, key TEXT NOT NULL,
+    record INTEGER NOT NULL, probability REAL,
+    PRIMARY KEY (draw, key), UNIQUE (draw, position)) WITHOUT ROWID;
+CREATE TABLE changes (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, annotator TEXT NOT NULL, draw INTEGER NOT NULL,
+    key TEXT NOT NULL, domain TEXT, time REAL NOT NULL, undone INTEGER NOT NULL DEFAULT 0,
+    FOREIGN KEY (draw, key) REFERENCES items (draw, key));
+CREATE INDEX changes_of ON changes (draw, annotator, key, id);
+CREATE TABLE decisions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, adjudicator TEXT NOT NULL, draw INTEGER NOT NULL,
+    key TEXT NOT NULL, domain TEXT, time REAL NOT NULL,
+    FOREIGN KEY (draw, key) REFERENCES items (draw, key));
+CREATE TRIGGER changes_stay BEFORE DELETE ON changes
+    BEGIN SELECT RAISE(ABORT, 'labels are never deleted'); END;
+CREATE TRIGGER changes_are_final BEFORE UPDATE OF id, annotator, draw, key, domain, time ON changes
+    BEGIN SELECT RAISE(ABORT, 'labels are never rewritten'); END;
+CREATE TRIGGER decisions_stay BEFORE DELETE ON decisions
+    BEGIN SELECT RAISE(ABORT, 'decisions are never deleted'); END;
+CREATE TRIGGER decisions_are_final BEFORE UPDATE ON decisions
+    BEGIN SELECT RAISE(ABORT, 'decisions are never rewritten'); END;
+CREATE VIEW labels AS
+    SELECT * FROM changes WHERE domain IS NOT NULL AND id IN
+        (SELECT MAX(id) FROM changes WHERE NOT undone GROUP BY draw, annotator, key);
+CREATE VIEW adjudications AS
+    SELECT * FROM decisions WHERE domain IS NOT NULL AND id IN
+        (SELECT MAX(decisions.id) FROM decisions JOIN draws ON draws.id = draw
+         GROUP BY fingerprint, key);
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Item:
+    """One record of a draw.
+
+    index: of the record within its dataset. probability: with which a record like this one was
+    drawn; NaN where that is unknown, because a rule chose it.
+    """
+
+    index: int
+    key: str
+    probability: float = math.nan
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Draw:
+    """Where a list of records came from.
+
+    dataset: its name. fingerprint: of the dataset's content. order: one of `ORDERS`. size: records
+    drawn. population: records in the dataset when they were drawn. time: seconds since 1970.
+    """
+
+    id: int
+    dataset: str
+    fingerprint: str
+    order: str
+    seed: int
+    size: int
+    population: int
+    time: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Label:
+    """What one annotator says about one record now; `time` in seconds since 1970."""
+
+    dataset: str
+    fingerprint: str
+    key: str
+    index: int
+    annotator: str
+    domain: str
+    time: float
+    draw: int
+
+
+class Store:
+    """Draws, labels and decisions in one SQLite file, made where there is none.
+
+    Safe for several threads, and for several processes that each open their own. A write has
+    reached the disk when the call returns: killing the process afterwards loses nothing.
+
+    Annotators are told apart by name only; whoever exposes a store to others must see to it that
+    each passes the own name. Under a name, only that annotator's labels can be changed.
+
+    Raises UserError where the file cannot be opened, is damaged, or is not a label store, and from
+    every method where the disk is full or the file is locked for long.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        # One connection behind a lock: SQLite admits one writer at a time anyway.
+        self._lock = threading.RLock()
+        if not self.path.parent.is_dir():
+            raise UserError(f"{self.path}: its directory does not exist; create it first")
+        with self._told():
+            # A directory, or a file that may not be read, fails here.
+            self._connection = sqlite3.connect(
+                self.path, timeout=_WAIT, isolation_level=None, check_same_thread=False
+            )
+        try:
+            with self._told():
+                self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def __reduce__(self):
+        return Store, (self.path,)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; nothing is pending, since every write was committed."""
+        with self._lock:
+            self._connection.close()
+
+    def add_draw(
+        self, dataset: resolve.Source, order: str, seed: int, items: Sequence[Item]
+    ) -> int:
+        """Records a draw from `dataset` and returns its id; the same draw again keeps its id.
+
+        Args:
+            dataset: what was drawn from.
+            order: how the items were chosen and ordered, one of `ORDERS`.
+            seed: of the draw; 0 where the order has none.
+            items: the records in the order in which they are to be labelled, as `orders` makes
+                them. Probabilities must be known for the orders in `RANDOM_ORDERS`.
+
+        Raises:
+            UserError: two of the items have one key.
+            ValueError: unknown order, no items, an index outside the dataset, or a random draw
+                without probabilities.
+        """
+        if order not in ORDERS:
+            raise ValueError(f"order {order!r}; must be one of {ORDERS}")
+        if not items or not all(0 <= item.index < len(dataset) for item in items):
+            raise ValueError(f"need items with indices below {len(dataset)}")
+        if order in RANDOM_ORDERS and not all(0 < item.probability <= 1 for item in items):
+            raise ValueError(f"a draw in {order} order needs the probability of each item")
+        seen: set[str] = set()
+        for item in items:
+            if item.key in seen:
+                raise UserError(
+                    f"{dataset.name}: two of its records have the key {item.key!r}; import it "
+                    "again so that keys are unique"
+                )
+            seen.add(item.key)
+        digest = files.digest([[i.index, i.key, repr(i.probability)] for i in items])
+        identity = (dataset.fingerprint, order, seed, digest)
+        with self._transaction() as connection:
+            found = connection.execute(
+                'SELECT id FROM draws WHERE (fingerprint, "order", seed, items) = (?, ?, ?, ?)',
+                identity,
+            ).fetchone()
+            if found:
+                return found[0]
+            draw = connection.execute(
+                'INSERT INTO draws (fingerprint, "order", seed, items, dataset, population, time) '
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*identity, dataset.name, len(dataset), time.time()),
+            ).lastrowid
+            # SQLite has no NaN; it would become NULL, so that is what is written.
+            rows = [
+                (draw, n, i.key, i.index, None if math.isnan(i.probability) else i.probability)
+                for n, i in enumerate(items)
+            ]
+            connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?)", rows)
+            assert draw is not None
+            return draw
+
+    def draws(self) -> list[Draw]:
+        """All draws, oldest first."""
+        query = (
+            'SELECT id, dataset, fingerprint, "order", seed, '
+            "(SELECT COUNT(*) FROM items WHERE draw = draws.id), population, time "
+            "FROM draws ORDER BY id"
+        )
+        return [Draw(*row) for row in self._rows(query)]
+
+    def items(self, draw: int) -> list[Item]:
+        """The records of a draw in their order. UserError where there is no such draw."""
+        query = "SELECT record, key, probability FROM items WHERE draw = ? ORDER BY position"
+        rows = self._rows(query, draw)
+        if not rows:
+            raise UserError(f"{self.path}: has no draw {draw}; its draws are {self._draw_ids()}")
+        return [Item(i, key, math.nan if p is None else p) for i, key, p in rows]
+
+    def set(self, annotator: str, draw: int, key: str, domain: str | None) -> None:
+        """Labels one record of a draw; None takes the label off. It is on the disk on return.
+
+        Raises UserError on a key that is not in the draw, an unknown domain or a bad name.
+        """
+        self.set_all(annotator, draw, {key: domain})
+
+    def set_all(self, annotator: str, draw: int, domains: Mapping[str, str | None]) -> None:
+        """Like `set` for many keys: all of them or, on any error, none.
+
+        Saying again what is already said is no change, and so nothing to undo.
+        """
+        self._check(annotator, domains)
+        with self._transaction() as connection:
+            known = self._known(connection, draw, domains)
+            current = self._current(connection, annotator, draw, known)
+            now = time.time()
+            connection.executemany(
+                "INSERT INTO changes (annotator, draw, key, domain, time) VALUES (?, ?, ?, ?, ?)",
+                [
+                    (annotator, draw, key, domain, now)
+                    for key, domain in domains.items()
+                    if current.get(key) != domain
+                ],
+            )
+
+    def undo(self, annotator: str, draw: int) -> tuple[str, str | None] | None:
+        """Takes back this annotator's last change in this draw; again, the one before it.
+
+        Returns the key and the domain that it now has again (None: no label), or None where
+        nothing is left to undo. The labels of others are never touched.
+        """
+        self._check(annotator, {})
+        with self._transaction() as connection:
+            last = connection.execute(
+                "SELECT id, key FROM changes WHERE annotator = ? AND draw = ? AND NOT undone "
+                "ORDER BY id DESC LIMIT 1",
+                (annotator, draw),
+            ).fetchone()
+            if last is None:
+                return None
+            connection.execute("UPDATE changes SET undone = 1 WHERE id = ?", last[:1])
+            return last[1], self._current(connection, annotator, draw, [last[1]]).get(last[1])
+
+    def labels(self, draw: int | None = None, annotator: str | None = None) -> list[Label]:
+        """The current labels, oldest first: of one draw, of one annotator, or all."""
+        query = (
+            "SELECT dataset, fingerprint, key, record, annotator, domain, labels.time, draw "
+            "FROM labels JOIN items USING (draw, key) JOIN draws ON draws.id = draw "
+            "WHERE (?1 IS NULL OR draw = ?1) AND (?2 IS NULL OR annotator = ?2) ORDER BY labels.id"
+        )
+        return [Label(*row) for row in self._rows(query, draw, annotator)]
+
+    def adjudicate(self, by: str, draw: int, key: str, domain: str | None) -> None:
+        """Decides finally on a key of a draw's dataset, in all its draws; None takes it back.
+
+        The annotators' own labels stay as they are. The latest decision on a key counts. Errors
+        as in `set`.
+        """
+        self.adjudicate_all(by, draw, {key: domain})
+
+    def adjudicate_all(self, by: str, draw: int, domains: Mapping[str, str | None]) -> None:
+        """Like `adjudicate` for many keys: all of them or, on any error, none."""
+        self._check(by, domains)
+        with self._transaction() as connection:
+            self._known(connection, draw, domains)
+            now = time.time()
+            connection.executemany(
+                "INSERT INTO decisions (adjudicator, draw, key, domain, time) "
+                "VALUES (?, ?, ?, ?, ?)",
+                [(by, draw, key, domain, now) for key, domain in domains.items()],
+            )
+
+    def adjudications(self, draw: int | None = None) -> list[Label]:
+        """The decisions that hold, oldest first; `annotator` is who decided, `draw` within which.
+
+        With `draw`, those on the keys of that draw, wherever they were decided.
+        """
+        query = (
+            "SELECT dataset, fingerprint, key, record, adjudicator, domain, a.time, a.draw "
+            "FROM adjudications AS a JOIN items USING (draw, key) JOIN draws ON draws.id = draw "
+            "WHERE ?1 IS NULL OR (fingerprint = (SELECT fingerprint FROM draws WHERE id = ?1) "
+            "AND key IN (SELECT key FROM items WHERE draw = ?1)) ORDER BY a.id"
+        )
+        return [Label(*row) for row in self._rows(query, draw)]
+
+    def progress(self, draw: int, annotator: str) -> tuple[int, int]:
+        """How many records of the draw this annotator has labelled, and how many it holds."""
+        query = (
+            "SELECT (SELECT COUNT(*) FROM labels WHERE draw = ?1 AND annotator = ?2), "
+            "(SELECT COUNT(*) FROM items WHERE draw = ?1)"
+        )
+        return self._rows(query, draw, annotator)[0]
+
+    def annotators(self) -> list[str]:
+        """Names of all who ever labelled, sorted."""
+        return [name for (name,) in self._rows("SELECT DISTINCT annotator FROM changes ORDER BY 1")]
+
+    def _check(self, name: str, domains: Mapping[str, str | None]) -> None:
+        if not name or len(name) > _MAX_NAME or name != name.strip() or not name.isprintable():
+            raise UserError(
+                f"annotator: {name!r} is no name; use 1 to {_MAX_NAME} printable characters, "
+                "without space at the ends"
+            )
+        for key, domain in domains.items():
+            if domain is not None and domain not in schema.DOMAINS:
+                raise UserError(
+                    f"{key}: cannot be labelled {domain!r}; domains are {', '.join(schema.DOMAINS)}"
+                )
+
+    def _known(self, connection: sqlite3.Connection, draw: int, keys: Mapping[str, object]):
+        """The keys, all of which must be in the draw."""
+        if len(keys) == 1:
+            query, rest = "SELECT key FROM items WHERE draw = ? AND key = ?", tuple(keys)
+        else:
+            query, rest = "SELECT key FROM items WHERE draw = ?", ()
+        found = {key for (key,) in connection.execute(query, (draw, *rest))}
+        unknown = [key for key in keys if key not in found]
+        if unknown:
+            raise UserError(
+                f"{self.path}: draw {draw} holds no key {unknown[0]!r} ({len(unknown)} of "
+                f"{len(keys)} keys are unknown); label keys of one of the draws "
+                f"{self._draw_ids()}"
+            )
+        return list(keys)
+
+    def _current(
+        self, connection: sqlite3.Connection, annotator: str, draw: int, keys: Sequence[str]
+    ) -> dict[str, str | None]:
+        """The last domain that was set and not undone, where there is any."""
+        query = (
+            "SELECT domain FROM changes WHERE draw = ? AND annotator = ? AND key = ? "
+            "AND NOT undone ORDER BY id DESC LIMIT 1"
+        )
+        rows = ((k, connection.execute(query, (draw, annotator, k)).fetchone()) for k in keys)
+        return {key: row[0] for key, row in rows if row}
+
+    def _draw_ids(self) -> list[int]:
+        return [draw for (draw,) in self._rows("SELECT id FROM draws ORDER BY id")]
+
+    def _rows(self, query: str, *values: object) -> list[tuple]:
+        with self._lock, self._told():
+            return self._connection.execute(query, values).fetchall()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Writes inside are on the disk together when the block ends, or not at all."""
+        with self._lock, self._told():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def _prepare(self) -> None:
+        """Recognises the file, or makes an empty one into a store."""
+        connection = self._connection
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = FULL")
+        self._recognise()  # before the first write: a foreign file is left as it is
+        deadline = time.monotonic() + _WAIT
+        while True:  # the change of mode does not wait by itself for others that make it
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                break
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        with self._transaction():
+            if not self._recognise():
+                for statement in _statements(_TABLES):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+                connection.execute(f"PRAGMA user_version = {_FORMAT}")
+        problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            raise sqlite3.DatabaseError(problem)
+
+    def _recognise(self) -> bool:
+        """Whether the file is a store; False where it is still empty. UserError on others."""
+        application = self._connection.execute("PRAGMA application_id").fetchone()[0]
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if application == _APPLICATION:
+            if version != _FORMAT:
+                raise UserError(
+                    f"{self.path}: has format {version}; this version reads format {_FORMAT}"
+                )
+            return True
+        if self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+            raise UserError(
+                f"{self.path}: is another program's SQLite file, not a label store; give the "
+                "name of a label store or of a new file"
+            )
+        return False
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turns SQLite's errors about the file into one line each."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            name = getattr(error, "sqlite_errorname", "SQLITE_CORRUPT").removeprefix("SQLITE_")
+            what = " ".join(str(error).split())
+            for start, advice in _ADVICE.items():
+                if name.startswith(start):
+                    raise UserError(f"{self.path}: {what}; {advice}") from error
+            raise
+
+
+_ADVICE = {
+    "NOTADB": "it is not a label store; give the name of one or of a new file",
+    "CORRUPT": "it is damaged; restore a copy, or save what `sqlite3 <file> .recover` finds",
+    "BUSY": "another program holds it; end that or try again",
+    "LOCKED": "another program holds it; end that or try again",
+    "FULL": "free some space on its disk, then try again",
+    "IOERR": "its disk refuses; check it and the space left",
+    "CANTOPEN": "give the name of a file in a directory that can be written",
+    "READONLY": "make it and its directory writable",
+    "PERM": "make it and its directory writable",
+    "AUTH": "make it and its directory writable",
+}
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script one by one: `executescript` would end the transaction."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
