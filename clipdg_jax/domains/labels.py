@@ -11,63 +11,23 @@ The file is in SQLite's write-ahead-log mode, which needs a local disk.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clipdg_jax.data import files, resolve, schema
+from clipdg_jax.domains import label_file
 from clipdg_jax.errors import UserError
 
 ORDERS = ("random", "uncertain", "disagreement", "audit")
 # Each record of the dataset had a known chance of being drawn: these labels may calibrate.
 RANDOM_ORDERS = ("random", "audit")
 
-_APPLICATION = 0x636C6470  # "cldp", which marks the file as ours
-_FORMAT = 1
-_WAIT = 30.0  # seconds to wait for another process's transaction
 _MAX_NAME = 64
-
-_TABLES = """
-CREATE TABLE draws (
-    id INTEGER PRIMARY KEY, dataset TEXT NOT NULL, fingerprint TEXT NOT NULL,
-    "order" TEXT NOT NULL, seed INTEGER NOT NULL, population INTEGER NOT NULL,
-    items TEXT NOT NULL, time REAL NOT NULL,
-    UNIQUE (fingerprint, "order", seed, items));
-CREATE TABLE items (
-    draw INTEGER NOT NULL REFERENCES draws, position INTEGER NOT NULL, key TEXT NOT NULL,
-    record INTEGER NOT NULL, probability REAL,
-    PRIMARY KEY (draw, key), UNIQUE (draw, position)) WITHOUT ROWID;
-CREATE TABLE changes (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, annotator TEXT NOT NULL, draw INTEGER NOT NULL,
-    key TEXT NOT NULL, domain TEXT, time REAL NOT NULL, undone INTEGER NOT NULL DEFAULT 0,
-    FOREIGN KEY (draw, key) REFERENCES items (draw, key));
-CREATE INDEX changes_of ON changes (draw, annotator, key, id);
-CREATE TABLE decisions (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, adjudicator TEXT NOT NULL, draw INTEGER NOT NULL,
-    key TEXT NOT NULL, domain TEXT, time REAL NOT NULL,
-    FOREIGN KEY (draw, key) REFERENCES items (draw, key));
-CREATE TRIGGER changes_stay BEFORE DELETE ON changes
-    BEGIN SELECT RAISE(ABORT, 'labels are never deleted'); END;
-CREATE TRIGGER changes_are_final BEFORE UPDATE OF id, annotator, draw, key, domain, time ON changes
-    BEGIN SELECT RAISE(ABORT, 'labels are never rewritten'); END;
-CREATE TRIGGER decisions_stay BEFORE DELETE ON decisions
-    BEGIN SELECT RAISE(ABORT, 'decisions are never deleted'); END;
-CREATE TRIGGER decisions_are_final BEFORE UPDATE ON decisions
-    BEGIN SELECT RAISE(ABORT, 'decisions are never rewritten'); END;
-CREATE VIEW labels AS
-    SELECT * FROM changes WHERE domain IS NOT NULL AND id IN
-        (SELECT MAX(id) FROM changes WHERE NOT undone GROUP BY draw, annotator, key);
-CREATE VIEW adjudications AS
-    SELECT * FROM decisions WHERE domain IS NOT NULL AND id IN
-        (SELECT MAX(decisions.id) FROM decisions JOIN draws ON draws.id = draw
-         GROUP BY fingerprint, key);
-"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -130,21 +90,7 @@ class Store:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        # One connection behind a lock: SQLite admits one writer at a time anyway.
-        self._lock = threading.RLock()
-        if not self.path.parent.is_dir():
-            raise UserError(f"{self.path}: its directory does not exist; create it first")
-        with self._told():
-            # A directory, or a file that may not be read, fails here.
-            self._connection = sqlite3.connect(
-                self.path, timeout=_WAIT, isolation_level=None, check_same_thread=False
-            )
-        try:
-            with self._told():
-                self._prepare()
-        except BaseException:
-            self._connection.close()
-            raise
+        self._file = label_file.LabelFile(self.path)
 
     def __reduce__(self):
         return Store, (self.path,)
@@ -157,8 +103,7 @@ class Store:
 
     def close(self) -> None:
         """Closes the file; nothing is pending, since every write was committed."""
-        with self._lock:
-            self._connection.close()
+        self._file.close()
 
     def add_draw(
         self, dataset: resolve.Source, order: str, seed: int, items: Sequence[Item]
@@ -193,7 +138,7 @@ class Store:
             seen.add(item.key)
         digest = files.digest([[i.index, i.key, repr(i.probability)] for i in items])
         identity = (dataset.fingerprint, order, seed, digest)
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             found = connection.execute(
                 'SELECT id FROM draws WHERE (fingerprint, "order", seed, items) = (?, ?, ?, ?)',
                 identity,
@@ -221,12 +166,12 @@ class Store:
             "(SELECT COUNT(*) FROM items WHERE draw = draws.id), population, time "
             "FROM draws ORDER BY id"
         )
-        return [Draw(*row) for row in self._rows(query)]
+        return [Draw(*row) for row in self._file.rows(query)]
 
     def items(self, draw: int) -> list[Item]:
         """The records of a draw in their order. UserError where there is no such draw."""
         query = "SELECT record, key, probability FROM items WHERE draw = ? ORDER BY position"
-        rows = self._rows(query, draw)
+        rows = self._file.rows(query, draw)
         if not rows:
             raise UserError(f"{self.path}: has no draw {draw}; its draws are {self._draw_ids()}")
         return [Item(i, key, math.nan if p is None else p) for i, key, p in rows]
@@ -244,7 +189,7 @@ class Store:
         Saying again what is already said is no change, and so nothing to undo.
         """
         self._check(annotator, domains)
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             known = self._known(connection, draw, domains)
             current = self._current(connection, annotator, draw, known)
             now = time.time()
@@ -264,7 +209,7 @@ class Store:
         nothing is left to undo. The labels of others are never touched.
         """
         self._check(annotator, {})
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             last = connection.execute(
                 "SELECT id, key FROM changes WHERE annotator = ? AND draw = ? AND NOT undone "
                 "ORDER BY id DESC LIMIT 1",
@@ -282,7 +227,7 @@ class Store:
             "FROM labels JOIN items USING (draw, key) JOIN draws ON draws.id = draw "
             "WHERE (?1 IS NULL OR draw = ?1) AND (?2 IS NULL OR annotator = ?2) ORDER BY labels.id"
         )
-        return [Label(*row) for row in self._rows(query, draw, annotator)]
+        return [Label(*row) for row in self._file.rows(query, draw, annotator)]
 
     def adjudicate(self, by: str, draw: int, key: str, domain: str | None) -> None:
         """Decides finally on a key of a draw's dataset, in all its draws; None takes it back.
@@ -295,7 +240,7 @@ class Store:
     def adjudicate_all(self, by: str, draw: int, domains: Mapping[str, str | None]) -> None:
         """Like `adjudicate` for many keys: all of them or, on any error, none."""
         self._check(by, domains)
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             self._known(connection, draw, domains)
             now = time.time()
             connection.executemany(
@@ -315,7 +260,7 @@ class Store:
             "WHERE ?1 IS NULL OR (fingerprint = (SELECT fingerprint FROM draws WHERE id = ?1) "
             "AND key IN (SELECT key FROM items WHERE draw = ?1)) ORDER BY a.id"
         )
-        return [Label(*row) for row in self._rows(query, draw)]
+        return [Label(*row) for row in self._file.rows(query, draw)]
 
     def progress(self, draw: int, annotator: str) -> tuple[int, int]:
         """How many records of the draw this annotator has labelled, and how many it holds."""
@@ -323,11 +268,13 @@ class Store:
             "SELECT (SELECT COUNT(*) FROM labels WHERE draw = ?1 AND annotator = ?2), "
             "(SELECT COUNT(*) FROM items WHERE draw = ?1)"
         )
-        return self._rows(query, draw, annotator)[0]
+        return self._file.rows(query, draw, annotator)[0]
 
     def annotators(self) -> list[str]:
         """Names of all who ever labelled, sorted."""
-        return [name for (name,) in self._rows("SELECT DISTINCT annotator FROM changes ORDER BY 1")]
+        return [
+            name for (name,) in self._file.rows("SELECT DISTINCT annotator FROM changes ORDER BY 1")
+        ]
 
     def _check(self, name: str, domains: Mapping[str, str | None]) -> None:
         if not name or len(name) > _MAX_NAME or name != name.strip() or not name.isprintable():
@@ -369,100 +316,4 @@ class Store:
         return {key: row[0] for key, row in rows if row}
 
     def _draw_ids(self) -> list[int]:
-        return [draw for (draw,) in self._rows("SELECT id FROM draws ORDER BY id")]
-
-    def _rows(self, query: str, *values: object) -> list[tuple]:
-        with self._lock, self._told():
-            return self._connection.execute(query, values).fetchall()
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Writes inside are on the disk together when the block ends, or not at all."""
-        with self._lock, self._told():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    def _prepare(self) -> None:
-        """Recognises the file, or makes an empty one into a store."""
-        connection = self._connection
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA synchronous = FULL")
-        self._recognise()  # before the first write: a foreign file is left as it is
-        deadline = time.monotonic() + _WAIT
-        while True:  # the change of mode does not wait by itself for others that make it
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                break
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-        with self._transaction():
-            if not self._recognise():
-                for statement in _statements(_TABLES):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-                connection.execute(f"PRAGMA user_version = {_FORMAT}")
-        problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if problem != "ok":
-            raise sqlite3.DatabaseError(problem)
-
-    def _recognise(self) -> bool:
-        """Whether the file is a store; False where it is still empty. UserError on others."""
-        application = self._connection.execute("PRAGMA application_id").fetchone()[0]
-        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if application == _APPLICATION:
-            if version != _FORMAT:
-                raise UserError(
-                    f"{self.path}: has format {version}; this version reads format {_FORMAT}"
-                )
-            return True
-        if self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-            raise UserError(
-                f"{self.path}: is another program's SQLite file, not a label store; give the "
-                "name of a label store or of a new file"
-            )
-        return False
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turns SQLite's errors about the file into one line each."""
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            name = getattr(error, "sqlite_errorname", "SQLITE_CORRUPT").removeprefix("SQLITE_")
-            what = " ".join(str(error).split())
-            for start, advice in _ADVICE.items():
-                if name.startswith(start):
-                    raise UserError(f"{self.path}: {what}; {advice}") from error
-            raise
-
-
-_ADVICE = {
-    "NOTADB": "it is not a label store; give the name of one or of a new file",
-    "CORRUPT": "it is damaged; restore a copy, or save what `sqlite3 <file> .recover` finds",
-    "BUSY": "another program holds it; end that or try again",
-    "LOCKED": "another program holds it; end that or try again",
-    "FULL": "free some space on its disk, then try again",
-    "IOERR": "its disk refuses; check it and the space left",
-    "CANTOPEN": "give the name of a file in a directory that can be written",
-    "READONLY": "make it and its directory writable",
-    "PERM": "make it and its directory writable",
-    "AUTH": "make it and its directory writable",
-}
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script one by one: `executescript` would end the transaction."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
+        return [draw for (draw,) in self._file.rows("SELECT id FROM draws ORDER BY id")]
