@@ -16,7 +16,7 @@ from clipdg_jax.models import config as model_config
 from clipdg_jax.models import model as model_lib
 from clipdg_jax.training import checkpoints, sharding
 
-Params = Mapping[str, Array]
+Params = model_lib.Params
 Apply = Callable[[Params, Array], Array]
 
 
@@ -54,7 +54,7 @@ def scratch(
 ) -> Encoder:
     """An image tower with fresh parameters, distributed as open_clip's."""
     model = model_lib.Model(model_config.from_config({**architecture, "dtype": dtype}))
-    return Encoder(model, place(_tower(jax.jit(model.init)(jax.random.key(seed))), mesh), mesh)
+    return Encoder(model, place(tower(jax.jit(model.init)(jax.random.key(seed))), mesh), mesh)
 
 
 def from_checkpoint(directory: str, dtype: str, mesh: jax.sharding.Mesh) -> Encoder:
@@ -70,7 +70,7 @@ def from_checkpoint(directory: str, dtype: str, mesh: jax.sharding.Mesh) -> Enco
     model = model_lib.Model(model_config.from_config({**loaded.architecture, "dtype": dtype}))
     missing = [
         name
-        for name, leaf in _tower(model.shapes()).items()
+        for name, leaf in tower(model.shapes()).items()
         if name not in loaded.params or loaded.params[name].shape != leaf.shape
     ]
     if missing:
@@ -78,7 +78,7 @@ def from_checkpoint(directory: str, dtype: str, mesh: jax.sharding.Mesh) -> Enco
             f"{directory}: holds no {missing[0]} of the shape that its own architecture gives; "
             "name a run that trained a CLIP"
         )
-    return Encoder(model, _tower(loaded.params), mesh, f"{directory}, step {loaded.step}")
+    return Encoder(model, tower(loaded.params), mesh, f"{directory}, step {loaded.step}")
 
 
 def from_arrays(
@@ -86,7 +86,7 @@ def from_arrays(
 ) -> Encoder:
     """The image tower that `Encoder.arrays` gave. `architecture` holds the dtype too."""
     model = model_lib.Model(model_config.from_config(dict(architecture)))
-    return Encoder(model, place(_tower(arrays), mesh), mesh)
+    return Encoder(model, place(tower(arrays), mesh), mesh)
 
 
 def place(params: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, Array]:
@@ -129,5 +129,6 @@ def _compiled(fn: Apply, mesh: jax.sharding.Mesh) -> Any:
     return jax.jit(fn, out_shardings=sharding.batch_sharding(mesh))
 
 
-def _tower(params: Mapping[str, Any]) -> dict[str, Any]:
+def tower(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Those parameters that are the image tower's."""
     return {k: v for k, v in params.items() if k.startswith(model_lib.IMAGE_TOWER)}

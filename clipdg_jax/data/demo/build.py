@@ -35,7 +35,7 @@ TEMPLATES: tuple[str, ...] = (
 _SHARD_RECORDS = 1000  # of an input shard: the unit of work and of resuming
 _JPEG_QUALITY = 92
 # What keeps the pictures of the sets disjoint: each set's seed is the world's plus a multiple.
-_TRAIN, _TEST, _POOL = (k << 40 for k in range(3))
+_TRAIN, _TEST, _POOL, _TEST_POOL = (k << 40 for k in range(4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,7 @@ class DemoSpec:
         training styles in equal parts); 0 leaves one out.
       ambiguous: records of the set `ambiguous`; 0 leaves it out.
       pool: records of the set `pool`, raw web data of all three domains; 0 leaves it out.
+      test_pool: records of `test/pool`, drawn as the pool is; 0 leaves it out.
       test_natural: records of `test/natural`.
       test_style: records of each rendition style's test set, the held-out style's too.
       size: side of the stored pictures in pixels.
@@ -59,6 +60,7 @@ class DemoSpec:
     rendition: int = 16_000
     ambiguous: int = 0
     pool: int = 0
+    test_pool: int = 0
     test_natural: int = 2_400
     test_style: int = 600
     size: int = 40
@@ -68,7 +70,7 @@ class DemoSpec:
 
     def check(self) -> None:
         """Raises UserError, naming the field that is out of range."""
-        for field in ("natural", "rendition", "ambiguous", "pool"):
+        for field in ("natural", "rendition", "ambiguous", "pool", "test_pool"):
             if getattr(self, field) < 0:
                 raise UserError(f"demo.{field}: {getattr(self, field)} is negative; 0 or more")
         for field in ("test_natural", "test_style"):
@@ -130,6 +132,7 @@ def parts(spec: DemoSpec) -> list[Part]:
         Part("rendition", renditions, spec.rendition, _TRAIN),
         Part("ambiguous", ambiguous, spec.ambiguous, _TRAIN),
         Part("pool", (), spec.pool, _POOL),
+        Part("test/pool", (), spec.test_pool, _TEST_POOL, "test"),
         Part("test/natural", natural, spec.test_natural, _TEST, "test"),
     ]
     for style in (*renditions, held_out):

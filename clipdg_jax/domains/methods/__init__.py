@@ -5,16 +5,17 @@ import importlib
 from clipdg_jax.domains.methods import method
 from clipdg_jax.errors import UserError
 
-# name, of the config's section and of the module -> its class. Imported when asked for, because
-# an ensemble is a method, and made of methods.
+# Name, which is that of the config's section too -> module and class. Imported when asked for,
+# because an ensemble is a method, and made of methods.
 METHODS = {
-    "finetune": "Finetune",
-    "centroid": "Centroid",
-    "gram": "Gram",
-    "amplitude": "Amplitude",
-    "style": "Style",
-    "keywords": "Keywords",
-    "ensemble": "Ensemble",
+    "finetune": "finetune.Finetune",
+    "frozen": "finetune.Finetune",
+    "centroid": "centroid.Centroid",
+    "gram": "gram.Gram",
+    "amplitude": "amplitude.Amplitude",
+    "style": "style.Style",
+    "keywords": "keywords.Keywords",
+    "ensemble": "ensemble.Ensemble",
 }
 
 
@@ -22,4 +23,5 @@ def get(name: str) -> type[method.Method]:
     """The class of a method. Raises UserError for an unknown name."""
     if name not in METHODS:
         raise UserError(f"method: {name!r} is unknown; one of {', '.join(METHODS)}")
-    return getattr(importlib.import_module(f"{__name__}.{name}"), METHODS[name])
+    module, _, found = METHODS[name].partition(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), found)
