@@ -158,3 +158,34 @@ def test_images_are_encoded_with_the_image_tower_alone(model, params, image):
     np.testing.assert_array_equal(ours, jax.jit(model.encode_image)(params, image))
     with pytest.raises(ValueError, match=r"missing: ln_final\.bias"):
         model.encode_text(tower, TOKENS)
+
+
+@pytest.mark.parametrize("change", [{}, {"scan_layers": True, "remat": "full"}])
+def test_image_tokens_are_what_the_tower_computes_on_its_way(image, change):
+    tower = SMALL["vision"] | {"layers": 3, "stem": (4, 8), "stem_blocks": 0, "pool": "avg"}
+    model = model_lib.Model(config_lib.from_config(SMALL | {"vision": tower} | change))
+    params = jax.jit(model.init)(jax.random.key(1))
+    params = {k: v for k, v in params.items() if k.startswith(model_lib.IMAGE_TOWER)}
+    stem, blocks = ("stem.0", "stem.1"), ("resblocks.0", "resblocks.1", "resblocks.2")
+    assert model.image_layers() == stem + blocks
+    names = ("resblocks.2", "stem.0", "resblocks.1", "stem.1")
+
+    @jax.jit
+    def compute(params, image):
+        tokens = dict(zip(names, model.image_tokens(params, image, names)))
+        visual = model.module(params, model_lib.IMAGE_TOWER).visual
+        stage = visual.stem[1](tokens["stem.0"].reshape(3, 16, 16, 4))
+        feature = visual.ln_post(tokens["resblocks.2"]).mean(axis=1) @ visual.proj[...]
+        return tokens, stage, feature, model.encode_image(params, image, normalise=False)
+
+    tokens, stage, feature, want = compute(params, image)
+    np.testing.assert_allclose(stage.reshape(3, 64, 8), tokens["stem.1"], atol=1e-5)
+    np.testing.assert_allclose(feature, want, atol=1e-5)
+    # A tower of two blocks ends where the second of three does.
+    short = SMALL | {"vision": tower | {"layers": 2}}
+    short_model = model_lib.Model(config_lib.from_config(short))
+    (last,) = jax.jit(lambda p, x: short_model.image_tokens(p, x, ["resblocks.1"]))(params, image)
+    assert last.shape == (3, 16, 32)
+    np.testing.assert_allclose(last, tokens["resblocks.1"], atol=1e-5)
+    with pytest.raises(ValueError, match=r"no layer resblocks\.3; there are stem\.0"):
+        model.image_tokens(params, image, ["resblocks.3"])
