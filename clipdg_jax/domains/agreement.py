@@ -229,9 +229,9 @@ def _text(found: dict[str, Any]) -> str:
     ]
     if not found["shared"]:
         return "\n".join([*lines, "no agreement to measure: let a second annotator label them too"])
+    share, low, high = (100 * found[name] for name in ("share", "share_low", "share_high"))
     lines += [
-        f"all agree on {found['agreed']} of these: {100 * found['share']:.1f} % "
-        f"({100 * found['share_low']:.1f} - {100 * found['share_high']:.1f})",
+        f"all agree on {found['agreed']} of these: {share:.1f} % ({low:.1f} - {high:.1f})",
         f"Krippendorff's alpha, nominal: {_interval(found['alpha'])}",
     ]
     for pair in found["pairs"]:

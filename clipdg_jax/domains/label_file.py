@@ -162,6 +162,10 @@ class LabelFile:
         """Turns SQLite's errors about the file into one line each."""
         try:
             yield
+        except (OverflowError, UnicodeEncodeError) as error:
+            raise UserError(
+                f"{self.path}: cannot hold such a value ({error}); give a key and a draw of its own"
+            ) from error
         except sqlite3.DatabaseError as error:
             # Errors that Python raises itself (a closed file) have no name, and are no user's.
             bare = "SQLITE_CORRUPT" if type(error) is sqlite3.DatabaseError else ""
