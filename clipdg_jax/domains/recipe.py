@@ -170,11 +170,6 @@ def make_plan(
     return plan
 
 
-def image_tower(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a model's parameters, or of their shapes, that belong to the image tower."""
-    return {k: v for k, v in params.items() if k.startswith(model_lib.IMAGE_TOWER)}
-
-
 def _objective(loss: Loss) -> losses.Objective:
     """Mirrors the rows that are to be, and counts the valid ones."""
 

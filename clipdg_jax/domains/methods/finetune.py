@@ -148,7 +148,7 @@ def _plan(
         model,
         mesh,
         examples=examples,
-        start=recipe.image_tower(model.shapes()),
+        start=encoder_lib.tower(model.shapes()),
         init=classifier.init,
         trainable=MODES[config.mode],
         loss=functools.partial(classifier.loss, smoothing=config.label_smoothing),
@@ -197,7 +197,7 @@ class Finetune(method.Method):
             examples=len(train),
             trained=classifier.trained,
         )
-        start = recipe.image_tower(context.encoder.params)
+        start = encoder_lib.tower(context.encoder.params)
         params = fitting.fit(planned, start, train, validation, context)
         return cls(classifier, params, context.mesh, context.config.mode)
 
