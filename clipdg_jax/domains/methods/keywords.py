@@ -92,8 +92,9 @@ class Vocabulary:
             split = words(caption)
             for length in range(1, self._longest + 1):
                 for start in range(len(split) - length + 1):
-                    columns = self._columns.get(" ".join(split[start : start + length]), ())
-                    row[list(columns)] = 1
+                    form = " ".join(split[start : start + length])
+                    for column in self._columns.get(form, ()):
+                        row[column] = 1
         return found
 
     def knows(self, word: str) -> bool:
