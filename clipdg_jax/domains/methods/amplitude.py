@@ -18,6 +18,7 @@ jump, and with it most of what is far from the centre. On the demo pool (2 000 l
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -87,11 +88,13 @@ def rings(size: int, bins: int) -> Float32[np.ndarray, "f k"]:
     Raises:
       UserError: a ring holds no frequency.
     """
-    rows, columns = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]
-    radius = np.hypot(rows, columns)
-    ring = np.minimum((radius / np.sqrt(0.5) * bins).astype(int), bins - 1).ravel()
-    twice = (columns > 0) & (columns < 0.5)
-    weight = np.broadcast_to(np.where(twice, 2.0, 1.0), radius.shape).ravel()
+    down = np.abs(np.fft.fftfreq(size) * size).round().astype(int)[:, None]
+    across = np.arange(size // 2 + 1)[None]
+    # floor(bins * radius / largest radius), in whole numbers: edges of rings hit frequencies.
+    squares = 2 * bins**2 * (down**2 + across**2) // size**2
+    ring = np.minimum([math.isqrt(square) for square in squares.ravel().tolist()], bins - 1)
+    twice = (across > 0) & (2 * across < size)
+    weight = np.broadcast_to(np.where(twice, 2.0, 1.0), squares.shape).ravel()
     sums = np.zeros((len(ring), bins))
     sums[np.arange(len(ring)), ring] = weight
     totals = sums.sum(axis=0)
