@@ -13,15 +13,18 @@ YELLOW, GREY = records.solid((255, 255, 0)), records.solid((80, 80, 80))
 
 
 class Colours:
-    """An encoder whose feature is the direction of an image's mean colour."""
+    """An encoder whose feature is the direction of an image's mean colour, of black that of grey.
+
+    So every image has a feature of length 1, as in CLIP: what cannot be decoded too.
+    """
 
     image_size = 4
     model = types.SimpleNamespace(config=types.SimpleNamespace(embed_dim=3))
 
     def features(self, images):
         means = images.reshape(len(images), -1, 3).mean(axis=1)
-        lengths = np.linalg.norm(means, axis=1, keepdims=True)
-        return (means / np.maximum(lengths, 1)).astype(np.float32)
+        means[means.sum(axis=1) == 0] = 1
+        return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
 
 
 def fit(domains, images, scale=100.0):

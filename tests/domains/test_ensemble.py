@@ -66,6 +66,11 @@ def test_members_that_rule_each_other_out_cancel():
     # A third, with any doubt at all, decides.
     found = ensemble.combine([*sure, np.array([[0.1, 0.8]], np.float32)], "log")
     np.testing.assert_allclose(found[0, 1] / found[0, 0], 2, rtol=1e-5)  # cbrt(8)
+    # The zero of one does not overrule three that are nearly sure of the contrary.
+    others = [np.array([[0.001, 0.99]], np.float32)] * 3
+    found = ensemble.combine([sure[0], *others], "log")
+    ratio = (ensemble.FLOOR * 0.99**3 / 0.001**3) ** 0.25
+    np.testing.assert_allclose(found[0, 1] / found[0, 0], ratio, rtol=1e-5)
 
 
 def test_members_of_one_opinion_are_that_opinion():

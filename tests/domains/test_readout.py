@@ -92,6 +92,10 @@ def test_units_and_offsets_of_features_do_not_matter_and_constants_are_ignored()
     # Powers of two change float32 numbers without rounding.
     other = readout.fit(features * np.float32(2**9), domain, 0.01)
     np.testing.assert_allclose(other.weight * 2**9, first.weight, rtol=1e-4, atol=1e-9)
+    # Rounding alone: 1000 and the next float32 number.
+    features[:, -1] = np.where(domain == 0, np.nextafter(np.float32(1000), np.float32(2000)), 1000)
+    rounded = readout.fit(features, domain, 0.01)
+    np.testing.assert_array_equal(rounded.weight, first.weight)
     unseen = features[:5].copy()
     unseen[:, -1] = 1e6
     np.testing.assert_array_equal(first.probabilities(unseen), first.probabilities(features[:5]))
