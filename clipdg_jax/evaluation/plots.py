@@ -22,9 +22,9 @@ from clipdg_jax.training import metrics
 
 # Okabe and Ito's palette, told apart with any colour vision; a domain has one colour everywhere.
 COLOURS = {"natural": "#0072B2", "rendition": "#D55E00", "ambiguous": "#999999"}
-_GROUPS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")  # the same palette
-_INK, _FAINT = "#333333", "#DDDDDD"
-_CHANCE: dict[str, Any] = {"color": _INK, "linewidth": 1.8, "linestyle": ":"}
+GROUPS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")  # the same palette
+INK, FAINT = "#333333", "#DDDDDD"
+_CHANCE: dict[str, Any] = {"color": INK, "linewidth": 1.8, "linestyle": ":"}
 _SUITE_LINES = ("-", "--", ":", "-.")  # where one picture shows several suites
 
 
@@ -64,7 +64,7 @@ def run_summary(
         return
     layout = matplotlib.layout_engine.ConstrainedLayoutEngine(h_pad=0.1)  # inches
     figure = matplotlib.figure.Figure(figsize=(8, sum(heights) + 0.8), layout=layout)
-    figure.suptitle(title, fontsize=16, color=_INK, fontweight="bold")
+    figure.suptitle(title, fontsize=16, color=INK, fontweight="bold")
     grid = figure.add_gridspec(len(heights), max(1, len(panels)), height_ratios=heights)
     for column, draw in enumerate(panels):
         draw(figure.add_subplot(grid[0, column]))
@@ -79,7 +79,7 @@ def run_summary(
                 if domain in shown
             ],
         )
-    _save(figure, path)
+    save(figure, path)
 
 
 def grouped_bars(
@@ -106,36 +106,37 @@ def grouped_bars(
         figsize=(8, 1.3 + 0.27 * step * len(measures)), layout="constrained"
     )
     axes = figure.add_subplot()
-    _style(axes, f"{title}, mean of {seeds} seeds ± standard error" if seeds > 1 else title)
+    style(axes, f"{title}, mean of {seeds} seeds ± standard error" if seeds > 1 else title)
     handles: list[matplotlib.artist.Artist] = []
     for i, (name, runs) in enumerate(groups.items()):
-        handles.append(matplotlib.patches.Patch(color=_GROUPS[i], label=name))
+        handles.append(matplotlib.patches.Patch(color=GROUPS[i], label=name))
         for j, measure in enumerate(measures):
             row = j * step + i
             mean, error = stats.mean_and_standard_error([100 * run[measure] for run in runs])
             error = 0.0 if math.isnan(error) else error
-            axes.barh(row, mean, height=0.86, color=_GROUPS[i])
-            axes.plot([mean - error, mean + error], [row, row], color=_INK, linewidth=1.8)
-            axes.text(mean + error + 1, row, f"{mean:.1f}", va="center", fontsize=11, color=_INK)
+            axes.barh(row, mean, height=0.86, color=GROUPS[i])
+            axes.plot([mean - error, mean + error], [row, row], color=INK, linewidth=1.8)
+            axes.text(mean + error + 1, row, f"{mean:.1f}", va="center", fontsize=11, color=INK)
     axes.axvline(100 * chance, **_CHANCE)
     axes.set_yticks([j * step + (len(groups) - 1) / 2 for j in range(len(measures))], measures)
     axes.set_ylim(len(measures) * step - 0.9, -0.9)
     _percent_axis(axes)
     _legend(figure, handles)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _style(axes: matplotlib.axes.Axes, title: str) -> None:
-    axes.set_title(title, fontsize=14, color=_INK, loc="left")
-    axes.tick_params(labelsize=12, colors=_INK, length=0)
+def style(axes: matplotlib.axes.Axes, title: str) -> None:
+    """The look of every panel."""
+    axes.set_title(title, fontsize=14, color=INK, loc="left")
+    axes.tick_params(labelsize=12, colors=INK, length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_FAINT)
+    axes.spines["bottom"].set_color(FAINT)
     axes.set_axisbelow(True)
 
 
 def _over_steps(axes: matplotlib.axes.Axes) -> None:
-    axes.grid(axis="y", color=_FAINT)
-    axes.set_xlabel("step", fontsize=12, color=_INK)
+    axes.grid(axis="y", color=FAINT)
+    axes.set_xlabel("step", fontsize=12, color=INK)
     axes.xaxis.set_major_locator(
         matplotlib.ticker.MaxNLocator(4, integer=True, steps=[1, 2, 5, 10])
     )
@@ -143,11 +144,11 @@ def _over_steps(axes: matplotlib.axes.Axes) -> None:
 
 
 def _loss(axes: matplotlib.axes.Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    _style(axes, "training loss")
+    style(axes, "training loss")
     steps = np.array([row["step"] for row in rows])
     losses = np.array([row["loss"] for row in rows])
-    axes.plot(steps, losses, color=_INK, alpha=0.3, linewidth=1)
-    axes.plot(steps, _smooth(losses), color=_INK, linewidth=2.2)
+    axes.plot(steps, losses, color=INK, alpha=0.3, linewidth=1)
+    axes.plot(steps, _smooth(losses), color=INK, linewidth=2.2)
     _over_steps(axes)
 
 
@@ -179,7 +180,7 @@ def _domain_means(
 def _accuracy(
     axes: matplotlib.axes.Axes, means: Mapping[tuple[str, str], Sequence[tuple[int, float]]]
 ) -> None:
-    _style(axes, "zero-shot top-1 by domain")
+    style(axes, "zero-shot top-1 by domain")
     lines = dict(zip(dict.fromkeys(suite for suite, _ in means), itertools.cycle(_SUITE_LINES)))
     for (suite, domain), points in means.items():
         steps, values = np.array(points).reshape(-1, 2).T
@@ -189,13 +190,13 @@ def _accuracy(
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(decimals=0))
     if len(lines) > 1:
         for suite, line in lines.items():
-            axes.plot([], [], line, color=_INK, linewidth=2.4, label=suite)
-        axes.legend(fontsize=11, frameon=False, labelcolor=_INK, loc="lower right")
+            axes.plot([], [], line, color=INK, linewidth=2.4, label=suite)
+        axes.legend(fontsize=11, frameon=False, labelcolor=INK, loc="lower right")
     _over_steps(axes)
 
 
 def _bars(axes: matplotlib.axes.Axes, results: zero_shot.Results) -> None:
-    _style(axes, "zero-shot top-1 per test set, with 95 % intervals")
+    style(axes, "zero-shot top-1 per test set, with 95 % intervals")
     items = [
         (name if len(results) == 1 else f"{suite}/{name}", measures)
         for suite, test_sets in results.items()
@@ -206,9 +207,9 @@ def _bars(axes: matplotlib.axes.Axes, results: zero_shot.Results) -> None:
         low, high = (100 * b for b in stats.wilson_interval(round(measures["top1"] * n), n))
         chance = 100 * measures["chance"]
         axes.barh(row, top1, height=0.68, color=COLOURS[measures["domain"]])
-        axes.plot([low, high], [row, row], color=_INK, linewidth=1.8)
+        axes.plot([low, high], [row, row], color=INK, linewidth=1.8)
         axes.plot([chance] * 2, [row - 0.5, row + 0.5], **_CHANCE)
-        axes.text(high + 1.2, row, f"{top1:.1f}", va="center", fontsize=12, color=_INK)
+        axes.text(high + 1.2, row, f"{top1:.1f}", va="center", fontsize=12, color=INK)
     axes.set_yticks(range(len(items)), [name for name, _ in items])
     axes.invert_yaxis()
     _percent_axis(axes)
@@ -218,7 +219,7 @@ def _percent_axis(axes: matplotlib.axes.Axes) -> None:
     axes.set_xlim(0, 107)  # room for the figure beside a full bar
     axes.set_xticks(range(0, 101, 20))
     axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(decimals=0))
-    axes.grid(axis="x", color=_FAINT)
+    axes.grid(axis="x", color=FAINT)
 
 
 def _legend(figure: matplotlib.figure.Figure, handles: Sequence[matplotlib.artist.Artist]) -> None:
@@ -230,11 +231,12 @@ def _legend(figure: matplotlib.figure.Figure, handles: Sequence[matplotlib.artis
         ncols=len(handles) + 1,
         fontsize=12,
         frameon=False,
-        labelcolor=_INK,
+        labelcolor=INK,
     )
 
 
-def _save(figure: matplotlib.figure.Figure, path: str | os.PathLike[str]) -> None:
+def save(figure: matplotlib.figure.Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a PNG, whole or not at all."""
     temporary = f"{os.fspath(path)}.partial"
     figure.savefig(temporary, format="png", dpi=150)
     os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""Zero-shot results as plain text, for terminals and logs."""
+"""Tables for terminals, logs and Markdown; zero-shot results as one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,10 +23,21 @@ def format_table(results: zero_shot.Results) -> str:
                     notes.append(f"{suite}/{name}: left out {measures[reason]} {reason} records")
         for domain, mean in zero_shot.summary({suite: test_sets})[suite].items():
             rows.append((f"{suite} mean", domain, "", f"{100 * mean:.1f}", "", ""))
+    return "\n".join([aligned(head, rows, names=2), *notes])
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
+    """Columns of text: the first `names` flush left, the others, which are numbers, right."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     rule = ["-" * width for width in widths]
-    lines = [_align(row, widths) for row in (head, rule, *rows)]
-    return "\n".join([*lines, *notes])
+    return "\n".join(_align(row, widths, names) for row in (head, rule, *rows))
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
+    """The same as a Markdown table. A "|" within a cell is escaped."""
+    rule = ["---" if i < names else "---:" for i in range(len(head))]
+    escaped = [[cell.replace("|", r"\|") for cell in row] for row in (head, *rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (escaped[0], rule, *escaped[1:]))
 
 
 def _row(name: str, measures: Mapping[str, Any]) -> tuple[str, ...]:
@@ -42,10 +53,9 @@ def _row(name: str, measures: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _align(row: Sequence[str], widths: Sequence[int]) -> str:
-    """Names to the left, numbers to the right."""
+def _align(row: Sequence[str], widths: Sequence[int], names: int) -> str:
     cells = [
-        cell.ljust(width) if i < 2 else cell.rjust(width)
+        cell.ljust(width) if i < names else cell.rjust(width)
         for i, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
     return "  ".join(cells).rstrip()
