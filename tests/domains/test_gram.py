@@ -17,7 +17,7 @@ from clipdg_jax.training import sharding
 from tests.domains import easy, renders
 from tests.domains.test_backbones import weights
 
-CONFIG = {"weights": "", "image_size": 32, "layers": "", "channels": 12, "l2": 0.01}
+CONFIG = {"weights": "", "image_size": 32, "layers": "stem.0, stem.1", "channels": 12, "l2": 0.01}
 MESH = sharding.make_mesh(devices=jax.devices()[:1])
 
 ARCHITECTURE = {
@@ -147,7 +147,7 @@ def test_of_a_network_whose_weights_are_given(train, test_set, tmp_path, monkeyp
     monkeypatch.setitem(backbones.NETWORKS, "VGG-19", (NETWORK, "features.0.weight"))
     path = str(tmp_path / "vgg.safetensors")
     safetensors.numpy.save_file(weights(NETWORK), path)
-    context = make_context(tmp_path, weights=path, image_size=40)
+    context = make_context(tmp_path, weights=path, image_size=40, layers="")
     fitted = gram.Gram.fit(train, test_set, context)
     assert easy.accuracy(fitted, test_set) > 0.9
     assert fitted.describe() == "Gram matrices of VGG-19, layers features_0, features_3"
@@ -162,13 +162,26 @@ def test_of_a_network_whose_weights_are_given(train, test_set, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
+    ("vision", "layers"),
+    [
+        ({}, ["stem.0", "stem.1", "stem.2"]),
+        ({"stem": (), "stem_blocks": 0, "layers": 12}, ["resblocks.3", "resblocks.7"]),
+        ({"stem": (), "stem_blocks": 0, "layers": 1}, ["resblocks.0"]),
+    ],
+)
+def test_layers_unless_told_are_the_stem_or_two_blocks(vision, layers):
+    model = model_lib.Model(model_config.from_config({"name": "tiny", "vision": vision}))
+    assert list(gram.chosen_layers(model, "")) == layers
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"channels": 0}, r"gram\.channels: 0"),
         ({"layers": "stem.0,stem.7"}, r"gram\.layers: the encoder has no layer 'stem\.7'"),
         ({"layers": "stem.0,stem.0"}, "names a layer twice"),
         ({"weights": "x.safetensors", "layers": "stem.0"}, "leave one of the two empty"),
-        ({"weights": "x.safetensors"}, r"x\.safetensors: there is no such file"),
+        ({"weights": "x.safetensors", "layers": ""}, r"x\.safetensors: there is no such file"),
         ({"weights": "x.safetensors", "image_size": 8}, r"gram\.image_size: 8; use 32"),
         ({"l2": 0.0}, r"l2: 0\.0"),
     ],

@@ -25,9 +25,8 @@ class Gram(fixed.Fixed):
     The section `gram`:
       weights: a safetensors file of VGG-19 or ResNet-50 (`backbones`); "": the encoder.
       image_size: side of the images for those, pixels; the encoder has its own.
-      layers: of the encoder, comma-separated (`model.Model.image_layers`); "": the first two
-        stages of its convolutional stem, where texture is, or, without one, the blocks at a third
-        and two thirds of the depth.
+      layers: of the encoder, comma-separated (`model.Model.image_layers`); "": the stages of its
+        convolutional stem, or, without one, the blocks at a third and two thirds of the depth.
       channels: layers of more are projected onto so many.
       l2: penalty of the readout.
     """
@@ -59,7 +58,7 @@ class Gram(fixed.Fixed):
             meta: dict[str, Any] = {"network": name, "image_size": config.image_size}
         else:
             model, params = context.encoder.model, context.encoder.params
-            layers = _layers(model, config.layers)
+            layers = chosen_layers(model, config.layers)
             meta = {"architecture": model.config.to_dict(), "layers": list(layers)}
         backbone = cls.from_meta(meta).backbone
         params = {**params} | gram_features.projections(
@@ -85,13 +84,13 @@ class Gram(fixed.Fixed):
         return f"Gram matrices of {network}, layers {', '.join(features.backbone.layers)}"
 
 
-def _layers(model: model_lib.Model, given: str) -> tuple[str, ...]:
+def chosen_layers(model: model_lib.Model, given: str) -> tuple[str, ...]:
     """The layers that `gram.layers` names. Raises UserError for one that the encoder has not."""
     names = model.image_layers()
     stem = tuple(name for name in names if name.startswith("stem."))
     if not given:
         depth = len(names)
-        return stem[:2] or tuple(names[i] for i in sorted({(depth - 1) // 3, 2 * (depth - 1) // 3}))
+        return stem or tuple(names[i] for i in sorted({(depth - 1) // 3, 2 * (depth - 1) // 3}))
     chosen = tuple(part.strip() for part in given.split(","))
     unknown = [name for name in chosen if name not in names]
     if unknown:
