@@ -45,7 +45,7 @@ VIRTUAL_DEVICES = flags.DEFINE_integer(
     "virtual_devices", None, "Run on this many virtual CPU devices in each process.", lower_bound=1
 )
 
-JOBS = ("pretrain", "evaluate")
+JOBS = ("pretrain", "evaluate", "classify")
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -57,27 +57,29 @@ def scratch(
     return Encoder(model, place(tower(jax.jit(model.init)(jax.random.key(seed))), mesh), mesh)
 
 
-def from_checkpoint(directory: str, dtype: str, mesh: jax.sharding.Mesh) -> Encoder:
+def from_checkpoint(
+    directory: str, architecture: Mapping[str, Any], dtype: str, mesh: jax.sharding.Mesh
+) -> Encoder:
     """The image tower of a run's latest checkpoint.
 
     Args:
       directory: a run's workdir, or its `checkpoints/`.
+      architecture: what its image tower must be.
 
     Raises:
-      UserError: there is no checkpoint, or it is damaged.
+      UserError: there is no checkpoint, it is damaged, or it is of another architecture.
     """
     loaded = checkpoints.load_params(checkpoints.directory_of(directory), mesh=mesh)
-    model = model_lib.Model(model_config.from_config({**loaded.architecture, "dtype": dtype}))
-    missing = [
-        name
-        for name, leaf in tower(model.shapes()).items()
-        if name not in loaded.params or loaded.params[name].shape != leaf.shape
-    ]
-    if missing:
-        raise UserError(
-            f"{directory}: holds no {missing[0]} of the shape that its own architecture gives; "
-            "name a run that trained a CLIP"
-        )
+    wanted = model_config.from_config({**architecture, "dtype": dtype})
+    found = model_config.from_config({**loaded.architecture, "dtype": dtype})
+    for field, value in wanted.architecture["vision"].items():
+        other = found.architecture["vision"][field]
+        if value != other:
+            raise UserError(
+                f"{directory}: its image tower has {field} {other}, config.encoder.model says "
+                f"{value}; name the model that the checkpoint is of"
+            )
+    model = model_lib.Model(found)
     return Encoder(model, tower(loaded.params), mesh, f"{directory}, step {loaded.step}")
 
 

@@ -77,6 +77,23 @@ class Examples:
         return LabelledSource(self)
 
 
+def everything(source: resolve.Source) -> Examples:
+    """All records of a dataset, with the domain that each names itself, or -1."""
+    numbers = {name: i for i, name in enumerate(inputs_lib.DOMAINS)}
+    keys, domains = [], []
+    for index in range(len(source)):
+        record = source.record(index)
+        keys.append(record.key)
+        domains.append(numbers.get(record.domain, -1))
+    return Examples(
+        sources=(source,),
+        source=np.zeros(len(source), np.int32),
+        index=np.arange(len(source), dtype=np.int64),
+        domain=np.array(domains, np.int32),
+        keys=tuple(keys),
+    )
+
+
 def join(parts: Sequence[Examples]) -> Examples:
     """Examples of several sets as one, in order."""
     sources: list[resolve.Source] = []
@@ -131,4 +148,5 @@ class LabelledSource:
     def record(self, index: int) -> schema.Record:
         own = self.examples
         record = own.sources[own.source[index]].record(int(own.index[index]))
-        return dataclasses.replace(record, label=int(own.domain[index]))
+        # Nothing is trained on the caption: the loader need not tokenise it.
+        return dataclasses.replace(record, label=int(own.domain[index]), caption="")

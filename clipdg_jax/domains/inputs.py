@@ -18,11 +18,13 @@ class Inputs:
     """Records, decoded once when first asked for and resized once for each size.
 
     Attributes:
+      keys: of the records.
       captions: text beside each image, "" where there is none.
       domains: what each record itself says of its domain, "" where it says nothing.
     """
 
     def __init__(self, records: Sequence[schema.Record]):
+        self.keys = [record.key for record in records]
         self.captions = [record.caption for record in records]
         self.domains = [record.domain for record in records]
         self._bytes = [record.image for record in records]

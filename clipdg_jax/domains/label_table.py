@@ -270,6 +270,17 @@ class Consensus:
     def __len__(self) -> int:
         return len(self.key)
 
+    def subset(self, rows: Int64[np.ndarray, " m"]) -> Consensus:
+        """The records of these rows; the counts of those left out stay."""
+        chosen: dict[str, Any] = {
+            field.name: values[rows]
+            if isinstance(values := getattr(self, field.name), np.ndarray)
+            else tuple(values[i] for i in rows.tolist())
+            for field in dataclasses.fields(self)
+            if field.name not in ("ties", "few")
+        }
+        return dataclasses.replace(self, **chosen)
+
 
 def consensus(table: LabelTable, min_annotators: int = 1) -> Consensus:
     """What the annotators agree on: a decision where there is one, else a strict majority.

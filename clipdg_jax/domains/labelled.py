@@ -15,74 +15,88 @@ from clipdg_jax.domains import inputs as inputs_lib
 from clipdg_jax.domains import label_table, splits
 from clipdg_jax.errors import UserError
 
+PARTS = ("train", "validation", "test")
+
+Examples = examples_lib.Examples
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Labelled:
-    """Examples and what they are for.
+class Read:
+    """Labels as they were read.
 
     Attributes:
-      train, validation, test: disjoint.
-      provenance: JSON-able: where the labels come from, how many were left out and why.
+      examples: what they are about.
+      consensus: of each example, in the same order.
+      provenance: JSON-able: where they come from, how many were left out and why.
     """
 
-    train: examples_lib.Examples
-    validation: examples_lib.Examples
-    test: examples_lib.Examples
+    examples: Examples
+    consensus: label_table.Consensus
     provenance: Mapping[str, Any]
 
-    def parts(self) -> dict[str, examples_lib.Examples]:
-        return {"train": self.train, "validation": self.validation, "test": self.test}
 
-
-def read(
-    path: str, sources: Sequence[resolve.Source], config: ml_collections.ConfigDict, seed: int
-) -> Labelled:
-    """Labels of a store or file, one domain a record, split by their keys.
+def read(path: str, sources: Sequence[resolve.Source]) -> Read:
+    """Labels of a store or file, one domain a record.
 
     Args:
       path: what `label_table.read` takes.
       sources: the datasets that were labelled; labels of others are counted and left out.
-      config: the section `labels`: `validation`, `test`, `min_annotators`.
-      seed: of the split.
 
     Raises:
-      UserError: a key is unknown, or the labels do not suffice for the split.
+      UserError: a key is unknown, or no label is of these datasets.
     """
     agreed = label_table.consensus(label_table.read(path))
-    examples, rows = _located(agreed, sources, path)
-    train, validation, test = (
-        examples.subset(np.flatnonzero(np.isin(rows, part)))
-        for part in splits.split(
-            agreed,
-            validation=config.validation,
-            test=config.test,
-            min_annotators=config.min_annotators,
-            seed=seed,
+    parts, taken = [], []
+    for source in sources:
+        rows = np.array(
+            [i for i in range(len(agreed)) if _is_about(agreed, i, source, sources)], np.int64
         )
-    )
-    return Labelled(
-        train,
-        validation,
-        test,
-        {
-            "labels": path,
-            "records": len(examples),
-            "of_other_datasets": len(agreed) - len(examples),
-            "ties": agreed.ties,
-            "adjudicated": int(agreed.adjudicated.sum()),
-            "from_random_draws": int(agreed.random.sum()),
-            "min_annotators": config.min_annotators,
-            "consensus": files.digest(
-                [agreed.fingerprint, agreed.key, agreed.domain.tolist()],
-            ),
-        },
-    )
+        if len(rows):
+            parts.append(_located(agreed.subset(rows), source))
+            taken.append(rows)
+    if not parts:
+        names = ", ".join(source.name for source in sources)
+        raise UserError(
+            f"{path}: none of its {len(agreed)} labels is of {names}; name the datasets that were "
+            "labelled in config.data.datasets"
+        )
+    own = agreed.subset(np.concatenate(taken))
+    provenance = {
+        "labels": path,
+        "records": len(own),
+        "of_other_datasets": len(agreed) - len(own),
+        "ties": agreed.ties,
+        "adjudicated": int(own.adjudicated.sum()),
+        "from_random_draws": int(own.random.sum()),
+        "annotators_per_record": float(own.annotators.mean()),
+        "consensus": files.digest([own.fingerprint, own.key, own.domain.tolist()]),
+    }
+    return Read(examples_lib.join(parts), own, provenance)
 
 
-def of_records(sources: Sequence[resolve.Source]) -> examples_lib.Examples:
+def split(read: Read, config: ml_collections.ConfigDict, seed: int) -> dict[str, Examples]:
+    """The labels that train, that calibrate and that test.
+
+    Args:
+      config: the section `labels`: `validation`, `test`, `min_annotators`.
+
+    Raises:
+      UserError: the labels do not suffice.
+    """
+    parts = splits.split(
+        read.consensus,
+        validation=config.validation,
+        test=config.test,
+        min_annotators=config.min_annotators,
+        seed=seed,
+    )
+    return dict(zip(PARTS, (read.examples.subset(rows) for rows in parts), strict=True))
+
+
+def of_records(sources: Sequence[resolve.Source]) -> Read:
     """Every record of the datasets with the domain that it names itself.
 
-    Raises UserError where one names none.
+    That counts as decided, and all records as drawn. Raises UserError where one names none.
     """
     parts = [examples_lib.everything(source) for source in sources]
     for source, part in zip(sources, parts, strict=True):
@@ -92,10 +106,32 @@ def of_records(sources: Sequence[resolve.Source]) -> examples_lib.Examples:
                 f"{source.name}: {part.keys[unknown[0]]} and {len(unknown) - 1} more records name "
                 "no domain; import it with --domains, or set config.labels.path"
             )
-    return examples_lib.join(parts)
+    data = examples_lib.join(parts)
+    n = len(data)
+    consensus = label_table.Consensus(
+        key=data.keys,
+        dataset=tuple(sources[i].name for i in data.source.tolist()),
+        fingerprint=tuple(sources[i].fingerprint for i in data.source.tolist()),
+        index=data.index,
+        domain=data.domain,
+        annotators=np.zeros(n, np.int32),
+        random_annotators=np.zeros(n, np.int32),
+        random=np.ones(n, bool),
+        adjudicated=np.ones(n, bool),
+        probability=np.ones(n),
+        ties=0,
+        few=0,
+    )
+    return Read(data, consensus, {"labels": "the records' own domains", "records": n})
 
 
-def check(parts: Mapping[str, examples_lib.Examples]) -> None:
+def fingerprint(path: str) -> str:
+    """Identifies what a store or file of labels says."""
+    table = label_table.read(path)
+    return files.digest([table.identities(), table.column("annotator"), table.column("domain")])
+
+
+def check(parts: Mapping[str, Examples]) -> None:
     """Raises UserError where natural or rendition has no label in one of the parts."""
     for name, part in parts.items():
         counts = part.counts()
@@ -108,36 +144,15 @@ def check(parts: Mapping[str, examples_lib.Examples]) -> None:
                 )
 
 
-def _located(
-    agreed: label_table.Consensus, sources: Sequence[resolve.Source], path: str
-) -> tuple[examples_lib.Examples, np.ndarray]:
-    """The records that labels are about, and their rows in the consensus."""
-    parts, taken = [], []
-    for source in sources:
-        rows = np.flatnonzero([_is_about(agreed, i, source, sources) for i in range(len(agreed))])
-        if not len(rows):
-            continue
-        index = agreed.index[rows]
-        known = np.array([agreed.fingerprint[i] == source.fingerprint for i in rows]) & (index >= 0)
-        if not known.all():
-            index = label_table.locate(source, [agreed.key[i] for i in rows])
-        parts.append(
-            examples_lib.Examples(
-                (source,),
-                np.zeros(len(rows), np.int32),
-                index,
-                agreed.domain[rows],
-                tuple(agreed.key[i] for i in rows),
-            )
-        )
-        taken.append(rows)
-    if not parts:
-        names = ", ".join(source.name for source in sources)
-        raise UserError(
-            f"{path}: none of its {len(agreed)} labels is of {names}; name the datasets that were "
-            "labelled in config.data.datasets"
-        )
-    return examples_lib.join(parts), np.concatenate(taken)
+def _located(agreed: label_table.Consensus, source: resolve.Source) -> Examples:
+    """The records of one dataset that labels are about."""
+    index = agreed.index
+    same = np.array([print_ == source.fingerprint for print_ in agreed.fingerprint], bool)
+    if not (same & (index >= 0)).all():
+        index = label_table.locate(source, agreed.key)
+    return Examples(
+        (source,), np.zeros(len(agreed), np.int32), index, agreed.domain, tuple(agreed.key)
+    )
 
 
 def _is_about(

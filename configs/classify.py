@@ -1,0 +1,236 @@
+"""Fits and calibrates classifiers that tell natural images from renditions.
+
+    python -m clipdg_jax.main --config=configs/classify.py              # the fine-tuned encoder
+    python -m clipdg_jax.main --config=configs/classify.py:gram         # another method
+    python -m clipdg_jax.main --config=configs/classify.py:compare      # all of them: the table
+    python -m clipdg_jax.main --config=configs/classify.py:paper --config.dry_run=True
+
+The argument is a method, or a preset.
+
+Methods: finetune (CLIP encoder + linear readout, all of it trained), frozen (the readout alone),
+centroid (nearest class centroid), gram (Gram matrices), amplitude (Fourier amplitude spectrum),
+style (contrastive style descriptors), keywords (words of the caption), ensemble (of any of them).
+
+Presets, beside the methods on the demo pool:
+  compare  every method on the demo pool, and their table, curves and contact sheets.
+  pacs     every method on PACS, photo as natural and the rest as renditions, cross-fitted in five
+           folds, then fitted on all of it; data/pacs is made by `python -m tools.import_folder`.
+  paper    the ViT-L/14 of the domain study: 13 000 labels, batch 256, 50 epochs, for 4 devices.
+
+Labels come from a label store (`python -m tools.label`), a Parquet or CSV file of keys and
+domains, or, where `labels.path` is empty, from the records themselves. The demo pool is labelled by
+simulated annotators (`labels.simulate`).
+"""
+
+import ml_collections
+
+from clipdg_jax.domains.methods import keywords
+from configs import mix
+
+METHODS = ("finetune", "frozen", "centroid", "gram", "amplitude", "style", "keywords", "ensemble")
+PRESETS = (*METHODS, "compare", "pacs", "paper")
+
+
+def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
+    argument = argument or "finetune"
+    if argument not in PRESETS:
+        raise ValueError(f"classify.py: {argument!r} is none of {', '.join(PRESETS)}")
+    if argument in ("pacs", "paper"):
+        return {"pacs": pacs, "paper": paper}[argument]()
+    config = demo()
+    config.method = argument
+    return config
+
+
+def base() -> ml_collections.ConfigDict:
+    """Every field, at the domain study's setting where it has one."""
+    config = ml_collections.ConfigDict()
+    config.job = "classify"
+    config.method = "finetune"  # Or compare: all of `compare`.
+    config.compare = ",".join(METHODS)
+    config.seed = 0
+    config.dtype = "bfloat16"  # Of the encoder's computation.
+
+    config.data = ml_collections.ConfigDict()
+    config.data.root = "data"
+    config.data.datasets = "pool"  # Comma-separated; what the labels are of.
+    config.data.test_sets = ""  # Comma-separated datasets to score and tell of besides.
+    config.data.workers = 8
+    config.data.threads = 2
+    config.data.prefetch = 4
+    config.data.demo = ml_collections.ConfigDict()  # What to make when missing; {}: nothing.
+
+    config.labels = ml_collections.ConfigDict()
+    config.labels.path = "labels.sqlite"  # "": each record's own domain.
+    config.labels.validation = 3000  # How many calibrate; from random draws only.
+    config.labels.test = 3000
+    config.labels.min_annotators = 1  # Of each label that calibrates or tests.
+    config.labels.folds = 0  # Cross-fitting instead of one split; 0: off.
+    config.labels.simulate = ml_collections.ConfigDict()  # Demo annotators; {}: none.
+
+    config.calibration = ml_collections.ConfigDict()
+    config.calibration.target = 0.98  # Precision of each decider.
+    config.calibration.rule = "lower_bound"  # point | lower_bound
+    config.calibration.min_support = 50
+
+    config.encoder = ml_collections.ConfigDict()
+    config.encoder.checkpoint = ""  # A run to take the CLIP of; "": scratch.
+    config.encoder.model = ml_collections.ConfigDict({"name": "ViT-L-14"})
+    config.encoder.pretrain = ml_collections.ConfigDict()  # Makes a missing checkpoint; {}: no.
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+
+    config.finetune = _learning()
+    config.finetune.mode = "full"
+    config.finetune.label_smoothing = 0.0
+    config.frozen = _learning()
+    config.frozen.mode = "frozen"
+    config.frozen.label_smoothing = 0.0
+    config.centroid = ml_collections.ConfigDict({"scale": 100.0})  # Of the cosines.
+    config.gram = ml_collections.ConfigDict()
+    config.gram.weights = ""  # VGG-19 or ResNet-50 as safetensors; "": the encoder.
+    config.gram.image_size = 224  # For those.
+    config.gram.layers = ""  # Of the encoder; "": its stem, or two of its blocks.
+    config.gram.channels = 64  # Layers of more are projected onto so many.
+    config.gram.l2 = 1e-2
+    config.amplitude = ml_collections.ConfigDict()
+    config.amplitude.image_size = 224
+    config.amplitude.window = "none"  # none | hann
+    config.amplitude.colour = "rgb"  # rgb | luminance
+    config.amplitude.bins = 0  # Rings; 0: every frequency.
+    config.amplitude.l2 = 1e-1
+    config.keywords = ml_collections.ConfigDict(keywords.WORDS)
+    config.keywords.learn_words = 0  # Besides the lists, the most telling of the captions' words.
+    config.keywords.l2 = 1e-3
+    config.style = _learning()
+    config.style.mode = "full"
+    config.style.weights = ""  # The released descriptor as safetensors; "": the encoder.
+    config.style.temperature = 0.1
+    config.style.l2 = 1e-2
+    config.ensemble = ml_collections.ConfigDict()
+    config.ensemble.members = "finetune,gram,amplitude,style,keywords"
+    config.ensemble.combine = "log"  # Geometric mean; mean: arithmetic.
+    config.dry_run = False
+    return config
+
+
+def _learning() -> ml_collections.ConfigDict:
+    """What trains on the loop, as the domain study does."""
+    return ml_collections.ConfigDict(
+        {
+            "epochs": 50,
+            "examples": 0,  # If set, the length instead of epochs.
+            "batch_size": 256,
+            "eval_every": 1,  # Epochs between looks at the validation loss.
+            "log_every": 50,
+            "crop_scale": (0.9, 1.0),
+            "crop_ratio": (3 / 4, 4 / 3),
+            "flip": False,
+            "optim": {
+                "name": "sgd",  # sgd | adamw
+                "lr": 0.1,
+                "warmup": 0,
+                "momentum": 0.9,
+                "beta1": 0.9,
+                "beta2": 0.98,
+                "eps": 1e-6,
+                "weight_decay": 5e-4,
+                "clip": 0.0,
+                "schedule": "step",  # step | cosine
+                "drop_every": 20,
+                "drop_factor": 0.1,
+            },
+        }
+    )
+
+
+def demo() -> ml_collections.ConfigDict:
+    config = base()
+    config.dtype = "float32"
+    config.data.root = "data/pool"
+    config.data.test_sets = "test/pool,test/mosaic"
+    config.data.workers = 0
+    config.data.demo = ml_collections.ConfigDict(
+        {
+            "natural": 0,
+            "rendition": 0,
+            "ambiguous": 0,
+            "pool": 20_000,
+            "test_pool": 12_000,
+            "test_natural": 600,
+            "test_style": 600,
+            "size": 40,
+            "cue_correlation": 0.9,
+            "seed": 0,
+            "vocab_size": 2048,
+        }
+    )
+    config.labels.path = ""
+    config.labels.simulate = ml_collections.ConfigDict(
+        {
+            "train": 2000,  # One annotator each, whose labels are wrong at this rate.
+            "train_noise": 0.05,
+            "annotators": 3,  # Of each validation and test label; disagreements are adjudicated.
+            "error": 0.02,
+        }
+    )
+    config.labels.min_annotators = 3
+    config.encoder.checkpoint = "runs/encoder"
+    config.encoder.model = ml_collections.ConfigDict({"name": "tiny"})
+    config.encoder.pretrain = _raw_pool(config)
+    _shorten(config, epochs=20)
+    config.amplitude.image_size = 32
+    return config
+
+
+def _shorten(config: ml_collections.ConfigDict, epochs: int) -> None:
+    """A tiny tower on few labels: AdamW, mirrored images, a cosine to 0."""
+    for section in (config.finetune, config.frozen, config.style):
+        section.epochs = epochs
+        section.eval_every = 2
+        section.batch_size = 64
+        section.crop_scale = (0.6, 1.0)
+        section.flip = True
+        section.optim.name = "adamw"
+        section.optim.schedule = "cosine"
+        section.optim.lr = 1e-3
+        section.optim.warmup = 50
+        section.optim.weight_decay = 0.1
+
+
+def pacs() -> ml_collections.ConfigDict:
+    config = demo()
+    config.method = "compare"
+    config.compare = "finetune,frozen,centroid,gram,amplitude,style,ensemble"
+    config.data.root = "data"
+    config.data.datasets = "pacs/photo,pacs/art_painting,pacs/cartoon,pacs/sketch"
+    config.data.test_sets = ""
+    config.data.demo = ml_collections.ConfigDict()
+    config.labels.simulate = ml_collections.ConfigDict()
+    config.labels.folds = 5
+    config.encoder.checkpoint = ""
+    config.encoder.model.name = "tiny-64"
+    config.encoder.pretrain = ml_collections.ConfigDict()
+    config.amplitude.image_size = 96
+    config.ensemble.members = "finetune,gram,amplitude"
+    return config
+
+
+def paper() -> ml_collections.ConfigDict:
+    config = base()
+    config.encoder.checkpoint = "checkpoints/ViT-L-14"
+    return config
+
+
+def _raw_pool(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The demo's encoder: a CLIP of the unsorted pool, trained for less than a minute."""
+    pretrain = mix.get_config("demo")
+    pretrain.data.root = config.data.root
+    pretrain.data.mix = "pool=1"
+    pretrain.data.demo = config.data.demo
+    pretrain.examples = 32_000
+    pretrain.eval.suites = ""
+    pretrain.eval_every = 0
+    return pretrain
