@@ -8,6 +8,8 @@ PY     := $(VENV)/bin/python
 # checkout's file times never cause an installation, and an edited list always does.
 SUM    := $(shell { cat pyproject.toml tools/bootstrap.sh; echo "$(PYTHON)"; } | cksum | tr ' ' '-')
 STAMP  := $(VENV)/.installed-$(SUM)
+# The browser that tests the labelling page: looked for, or installed, once per environment.
+BROWSER := $(VENV)/.browser-$(shell cksum < tools/install_browser.sh | tr ' ' '-')
 # Two workers suit two cores; `make test JOBS=8` uses more.
 JOBS   ?= 2
 # The test processes share the cores: one thread each, in BLAS too.
@@ -27,6 +29,11 @@ $(STAMP):
 .venv-tpu/.installed-$(SUM):
 	@PYTHON="$(PYTHON)" EXTRAS=tpu sh tools/bootstrap.sh $(@D)
 	@rm -f $(@D)/.installed-*
+	@touch $@
+
+$(BROWSER): $(STAMP)
+	@sh tools/install_browser.sh $(@D)
+	@rm -f $(@D)/.browser-*
 	@touch $@
 
 .PHONY: install
@@ -52,11 +59,11 @@ format: $(STAMP)  ## Rewrite the code in the house style
 	$(PY) -m ruff format .
 
 .PHONY: test
-test: lint  ## Lint, types and the tests (under ten minutes on two cores)
+test: lint $(BROWSER)  ## Lint, types and the tests (under ten minutes on two cores)
 	$(PYTEST) -m "not full and not gpu"
 
 .PHONY: test-full
-test-full: lint  ## Also the slow tests: kill campaigns, several seeds, full-size parity
+test-full: lint $(BROWSER)  ## Also the slow tests: kill campaigns, several seeds, full-size parity
 	$(PYTEST) -m "not gpu"
 
 .PHONY: bench-loader

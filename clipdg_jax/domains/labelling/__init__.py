@@ -1,0 +1,1 @@
+"""The labelling page: people look at images and say natural, rendition or ambiguous."""
