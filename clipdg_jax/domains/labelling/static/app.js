@@ -150,6 +150,13 @@ window.addEventListener("beforeunload", (event) => {
 function trouble(text) {
   $("trouble").hidden = !text;
   if ($("trouble").textContent !== text) $("trouble").textContent = text;
+  placeTrouble();
+}
+
+/** An open dialog hides the rest of the page; trouble must be seen there too. */
+function placeTrouble() {
+  const place = document.querySelector("dialog[open]") ?? document.body;
+  if ($("trouble").parentElement !== place) place.prepend($("trouble"));
 }
 
 let sayUntil = 0;
@@ -194,10 +201,10 @@ function letterOf(domain) {
 function picture(position, image) {
   image.alt = "";
   image.draggable = false;
-  image.onload = () => {
+  image.addEventListener("load", () => {
     const tiny = Math.max(image.naturalWidth, image.naturalHeight) < TINY;
     image.classList.toggle("tiny", tiny);
-  };
+  });
   image.src = address(position);
   return image;
 }
@@ -224,11 +231,13 @@ function makeTile(position) {
   tile.type = "button";
   tile.dataset.position = position;
   const image = picture(position, make("img"));
-  image.onerror = () => {
+  // What has not been seen cannot be labelled; what cannot be shown has said so.
+  image.addEventListener("load", () => { tile.dataset.seen = "yes"; });
+  image.addEventListener("error", () => {
     image.remove();
-    tile.dataset.broken = "yes";
+    tile.dataset.seen = "never";
     tile.append(make("span", "note", "cannot be shown"));
-  };
+  });
   tile.append(image);
   if (state.votes) tile.append(votesOf(position));
   tile.addEventListener("click", () => clicked(position));
@@ -303,16 +312,9 @@ function jump() {
 
 // --- labelling ------------------------------------------------------------------------------
 
-/** Whether the image has come: what has not been seen cannot be labelled. */
-function isSeen(position) {
-  const tile = tileOf(position);
-  const image = tile?.querySelector("img");
-  return Boolean(tile?.dataset.broken || (image?.complete && image.naturalWidth));
-}
-
 function setLabel(position, domain) {
   if (stopped || shown(position) === domain) return !stopped;
-  if (domain && !isSeen(position)) {
+  if (domain && !tileOf(position)?.dataset.seen) {
     say("image still loading");
     return false;
   }
@@ -337,9 +339,16 @@ function setAndMoveOn(domain) {
 
 // --- zoom and rubric ------------------------------------------------------------------------
 
+function openDialog(dialog) {
+  // A dialog that closes gives the focus back; to a tile, that would undo what n and p did.
+  document.activeElement?.blur();
+  dialog.showModal();
+  placeTrouble();
+}
+
 function openZoom() {
   if (!saved.length) return;
-  $("zoom").showModal();
+  openDialog($("zoom"));
   drawZoom();
 }
 
@@ -365,13 +374,16 @@ function openHelp() {
     }));
     if (!own.length) box.textContent = "None labelled so yet; your own labels will show here.";
   }
-  $("help").showModal();
+  openDialog($("help"));
 }
 
 const closeAll = () => document.querySelectorAll("dialog[open]").forEach((d) => d.close());
 
 for (const dialog of document.querySelectorAll("dialog")) {
-  dialog.addEventListener("close", () => focusOn(current));
+  dialog.addEventListener("close", () => {
+    placeTrouble();
+    focusOn(current);
+  });
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 }
 
@@ -453,7 +465,8 @@ async function start() {
     return;
   }
   trouble("");
-  size = state.grid;
+  // A few images are shown larger.
+  size = Math.min(state.grid, Math.max(3, Math.ceil(Math.sqrt(saved.length))));
   const sizes = [...new Set([1, 2, 3, 4, 5, 6, 8, 10, size])].sort((a, b) => a - b);
   for (const side of sizes) $("size").append(new Option(`${side} × ${side}`, side));
   $("size").value = size;
