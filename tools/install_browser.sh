@@ -34,7 +34,8 @@ apt() {
 }
 
 debian() {
-  command -v apt-get >/dev/null && as_root true 2>/dev/null || return 1
+  command -v apt-get >/dev/null || return 1
+  as_root true 2>/dev/null || return 1
   echo "Installing Chromium for the tests of the labelling page (once)"
   apt install --no-install-recommends chromium ||
     { apt update && apt install --no-install-recommends chromium; }
@@ -47,5 +48,6 @@ playwright() {
 present && exit 0
 debian && present && exit 0
 playwright && present && exit 0
-echo "No Chromium, and none could be installed: the browser tests will be skipped ($(tail -n 1 "$log"))"
+reason=$(grep -i -m 1 error "$log" || tail -n 1 "$log")
+echo "No Chromium, and none could be installed; the browser tests will be skipped ($reason)"
 exit 0
