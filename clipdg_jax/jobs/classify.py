@@ -139,7 +139,7 @@ def _split(
     compared = []
     for name in names:
         validation = found[name]["validation"].readable()
-        calibrated = _calibrate(validation, config, len(names) > 1)
+        calibrated = _calibrate(validation, config, config.method == COMPARE)
         _save(name, calibrated, provenance, setting, directory)
         told = trials.load(name, setting, directory).describe()
         compared.append(report.Compared(name, told, calibrated, found[name]))
@@ -188,7 +188,7 @@ def _cross_fit(
     compared = []
     for name in names:
         parts = [found[name] for found in held_out]
-        calibrated = _calibrate(scores.join(parts), config, len(names) > 1)
+        calibrated = _calibrate(scores.join(parts), config, config.method == COMPARE)
         aligned = [
             _aligned(
                 part, _calibrate(scores.join(parts[:k] + parts[k + 1 :]), config, True), calibrated
