@@ -47,6 +47,10 @@ demo: $(STAMP)  ## Train and evaluate a small CLIP on the demo world (minutes on
 study: $(STAMP)  ## The study of the README: every mix, every seed (over an hour on two cores)
 	$(PY) -m tools.study --parallel=2
 
+.PHONY: domain-study
+domain-study: $(STAMP)  ## The study of domain classifiers: every method, five seeds, worse and fewer labels
+	$(PY) -m tools.domain_study --parallel=2
+
 .PHONY: lint
 lint: $(STAMP)  ## Style, format and types
 	$(PY) -m ruff check .

@@ -7,33 +7,20 @@ again goes on where the last one stopped. All cells see equally many examples. A
 writes `study.md` (the tables of the README), `study.json` and `study.png` to the runs directory.
 """
 
-import concurrent.futures
 import dataclasses
-import json
-import os
 import pathlib
-import queue
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import matplotlib
 from absl import flags
 
-from clipdg_jax import errors
 from clipdg_jax.data import demo
 from clipdg_jax.evaluation import plots, stats
+from tools import cells as cells_lib
 from tools import cli
 
 matplotlib.use("Agg")
-
-RUNS = flags.DEFINE_string("runs", "runs/study", "Where the runs and the tables go.")
-PARALLEL = flags.DEFINE_integer(
-    "parallel", 1, "Runs at a time, each on its own share of the cores.", lower_bound=1
-)
-SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each mix at the default correlation.")
-EXTRA = flags.DEFINE_multi_string("set", [], "field=value, handed to every run as --config.field.")
 
 MIXES = {
     "natural only": "natural=1,rendition=0",
@@ -60,17 +47,15 @@ class Cell:
 
     def command(self, runs: pathlib.Path, extra: Sequence[str]) -> list[str]:
         """The command line of the run."""
-        return [
-            sys.executable,
-            "-m",
-            "clipdg_jax.main",
-            f"--config=configs/mix.py:study,{MIXES[self.mix]}",
-            f"--workdir={runs / self.name}",
-            f"--config.seed={self.seed}",
-            f"--config.data.root=data/study-cue{self.correlation}",
-            f"--config.data.demo.cue_correlation={self.correlation}",
-            *(f"--config.{assignment}" for assignment in extra),
+        fields = [
+            f"seed={self.seed}",
+            f"data.root=data/study-cue{self.correlation}",
+            f"data.demo.cue_correlation={self.correlation}",
+            *extra,
         ]
+        return cells_lib.command(
+            f"configs/mix.py:study,{MIXES[self.mix]}", runs / self.name, fields
+        )
 
 
 def cells(seeds: int) -> list[Cell]:
@@ -78,38 +63,6 @@ def cells(seeds: int) -> list[Cell]:
     main = [Cell(mix, seed, DEFAULT_CORRELATION) for seed in range(seeds) for mix in MIXES]
     others = [c for c in CORRELATIONS if c != DEFAULT_CORRELATION]
     return main + [Cell(mix, 0, c) for c in others for mix in ("natural only", "mix 3:1")]
-
-
-def run_cell(cell: Cell, runs: pathlib.Path, extra: Sequence[str], cores: set[int]) -> dict:
-    """Runs a cell to its end, or finds it finished, and returns its results."""
-    log = runs / f"{cell.name}.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(cell.command(runs, extra), stdout=file, stderr=subprocess.STDOUT)
-        os.sched_setaffinity(process.pid, cores)
-        status = process.wait()
-    if status:
-        end = log.read_text().strip().splitlines()[-1:]
-        raise errors.UserError(f"{cell.name}: exit status {status}: {' '.join(end)}")
-    print(f"done: {cell.name}", flush=True)
-    return json.loads((runs / cell.name / "results.json").read_text())
-
-
-def run_all(todo: Sequence[Cell], runs: pathlib.Path, extra: Sequence[str]) -> list[dict]:
-    """Runs all cells, `--parallel` at a time, and returns their results in order."""
-    cores = sorted(os.sched_getaffinity(0))
-    shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
-    for i in range(PARALLEL.value):
-        shares.put(set(cores[i :: PARALLEL.value]) or set(cores))
-
-    def run(cell: Cell) -> dict:
-        share = shares.get()
-        try:
-            return run_cell(cell, runs, extra, share)
-        finally:
-            shares.put(share)
-
-    with concurrent.futures.ThreadPoolExecutor(PARALLEL.value) as pool:
-        return list(pool.map(run, todo))
 
 
 def domain_accuracy(results: dict, suite: str, domain: str) -> float:
@@ -160,10 +113,11 @@ def relative(by_mix: dict[str, list[dict[str, float]]]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    runs = pathlib.Path(RUNS.value)
-    todo = cells(SEEDS.value)
-    runs.mkdir(parents=True, exist_ok=True)
-    found = dict(zip(todo, run_all(todo, runs, EXTRA.value), strict=True))
+    given = flags.FLAGS
+    runs = pathlib.Path(given.runs)
+    todo = cells(given.seeds)
+    results = cells_lib.run_all(todo, runs, given.set, given.parallel)
+    found = dict(zip(todo, results, strict=True))
     by_mix = {
         mix: [
             row_values(r)
@@ -178,11 +132,11 @@ def main(argv: Sequence[str]) -> None:
         for mix in ("natural only", "mix 3:1")
     }
     text = f"{table(by_mix)}\n\n{relative(by_mix)}\n\n{table(by_correlation)}\n"
-    (runs / "study.md").write_text(text)
-    (runs / "study.json").write_text(json.dumps({c.name: r for c, r in found.items()}, indent=1))
+    cells_lib.write(runs, text, {cell.name: r for cell, r in found.items()})
     plots.grouped_bars(by_mix, runs / "study.png", chance=CHANCE)
     print(text)
 
 
 if __name__ == "__main__":
+    cells_lib.define_flags("runs/study", 3, "each mix at the default correlation")
     cli.run(main)
