@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
     out = Path(OUT.value)
     if out.exists():
         raise UserError(f"{out}: exists; choose another --out or remove it")
+    files.make_directory(out.parent)  # Now, not after hours of work.
     loaded = classifier.load(CLASSIFIER.value, sharding.make_mesh())
     records: Iterator[schema.Record | None]
     if FOLDER.value:
@@ -60,7 +61,8 @@ def main(argv: Sequence[str]) -> None:
             valid = seen.valid
             kept = [i for i in range(len(seen)) if valid[i]]
             unreadable += len(batch) - len(kept)
-            scores.append(loaded.method.score(seen)[kept])
+            if kept:
+                scores.append(loaded.method.score(seen)[kept])
             keys += [seen.keys[i] for i in kept]
             truth += [DOMAIN.value or seen.domains[i] for i in kept]
             bar.update(len(batch))
@@ -85,10 +87,14 @@ def _folder(folder: Path) -> tuple[int, Iterator[schema.Record]]:
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
     if not paths:
         raise UserError(f"{folder}: holds no {', '.join(_SUFFIXES)} files; give one that does")
-    return len(paths), (
-        schema.Record(key=path.relative_to(folder).as_posix(), image=path.read_bytes())
-        for path in paths
-    )
+    return len(paths), (_read(path, folder) for path in paths)
+
+
+def _read(path: Path, folder: Path) -> schema.Record | None:
+    try:
+        return schema.Record(key=path.relative_to(folder).as_posix(), image=path.read_bytes())
+    except OSError:
+        return None
 
 
 def _records(sources: Sequence[resolve.Source]) -> Iterator[schema.Record | None]:

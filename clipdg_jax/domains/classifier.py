@@ -76,30 +76,35 @@ def load(directory: str | pathlib.Path, mesh: jax.sharding.Mesh) -> Classifier:
     path = directory / META
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        found = meta["format"], meta["method"], meta["state_sha256"]
-    except FileNotFoundError:
+        if meta["format"] != FORMAT:
+            raise UserError(
+                f"{path}: has format {meta['format']!r}, this version reads {FORMAT}; fit again"
+            )
+        name, state_sha256 = meta["method"], meta["state_sha256"]
+        calibrated = calibration_lib.Calibration.from_json(meta["calibration"])
+        provenance = meta["provenance"]
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{directory}: is not a saved classifier (no {META}); fit one with `python -m "
             "clipdg_jax.main --config=configs/classify.py`"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({error!r}); fit the classifier again") from error
-    if found[0] != FORMAT:
-        raise UserError(f"{path}: has format {found[0]!r}, this version reads {FORMAT}; fit again")
-    if not (directory / STATE).is_file() or files.sha256(directory / STATE) != found[2]:
+    if not (directory / STATE).is_file() or files.sha256(directory / STATE) != state_sha256:
         raise UserError(f"{directory / STATE}: is not what was saved; fit the classifier again")
     return Classifier(
-        name=found[1],
-        method=methods.get(found[1]).load(read_state(directory), mesh),
-        calibration=calibration_lib.Calibration.from_json(meta["calibration"]),
-        provenance=meta["provenance"],
+        name=name,
+        method=methods.get(name).load(read_state(directory), mesh),
+        calibration=calibrated,
+        provenance=provenance,
     )
 
 
 def write_state(directory: pathlib.Path, state: method_lib.State) -> None:
     """Writes a fitted method, whole or not at all."""
     files.make_directory(directory)
-    arrays = {name: np.ascontiguousarray(value) for name, value in state.arrays.items()}
+    # In C order, which the format takes for granted, without making a vector of a scalar.
+    arrays = {name: np.asarray(value, order="C") for name, value in state.arrays.items()}
     unfinished = files.temporary(directory / STATE)
     try:
         meta = {_META: json.dumps(dict(state.meta))}
@@ -120,7 +125,8 @@ def read_state(directory: pathlib.Path) -> method_lib.State:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return method_lib.State(arrays, json.loads(file.metadata()[_META]))
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: is damaged ({error}); remove it to fit again") from error
+        what = " ".join(str(error).split())
+        raise UserError(f"{path}: is damaged ({what}); remove it to fit again") from error
 
 
 def is_saved(directory: pathlib.Path) -> bool:

@@ -53,8 +53,9 @@ def scratch(
     architecture: Mapping[str, Any], dtype: str, mesh: jax.sharding.Mesh, seed: int
 ) -> Encoder:
     """An image tower with fresh parameters, distributed as open_clip's."""
-    model = model_lib.Model(model_config.from_config({**architecture, "dtype": dtype}))
-    return Encoder(model, place(tower(jax.jit(model.init)(jax.random.key(seed))), mesh), mesh)
+    model = _model(model_config.from_config({**architecture, "dtype": dtype}))
+    params = _compiled_init(model)(jax.random.key(seed))
+    return Encoder(model, place(tower(params), mesh), mesh)
 
 
 def from_checkpoint(
@@ -72,22 +73,41 @@ def from_checkpoint(
     loaded = checkpoints.load_params(checkpoints.directory_of(directory), mesh=mesh)
     wanted = model_config.from_config({**architecture, "dtype": dtype})
     found = model_config.from_config({**loaded.architecture, "dtype": dtype})
-    for field, value in wanted.architecture["vision"].items():
-        other = found.architecture["vision"][field]
+    said, is_ = _image_tower(wanted), _image_tower(found)
+    for field, value in said.items():
+        other = is_[field]
         if value != other:
             raise UserError(
                 f"{directory}: its image tower has {field} {other}, config.encoder.model says "
                 f"{value}; name the model that the checkpoint is of"
             )
-    model = model_lib.Model(found)
+    model = _model(found)
     return Encoder(model, tower(loaded.params), mesh, f"{directory}, step {loaded.step}")
+
+
+@functools.lru_cache(maxsize=32)
+def _model(config: model_config.ClipConfig) -> model_lib.Model:
+    """One model for each architecture, so that what encoders of one compile is compiled once."""
+    return model_lib.Model(config)
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled_init(model: model_lib.Model) -> Callable[[Array], Params]:
+    return jax.jit(model.init)
+
+
+def _image_tower(config: model_config.ClipConfig) -> dict[str, Any]:
+    """The fields of an architecture that the image tower depends on."""
+    whole = config.architecture
+    own = {name: whole[name] for name in ("embed_dim", "activation", "mean", "std")}
+    return {**own, **whole["vision"]}
 
 
 def from_arrays(
     architecture: Mapping[str, Any], arrays: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh
 ) -> Encoder:
     """The image tower that `Encoder.arrays` gave. `architecture` holds the dtype too."""
-    model = model_lib.Model(model_config.from_config(dict(architecture)))
+    model = _model(model_config.from_config(dict(architecture)))
     return Encoder(model, place(tower(arrays), mesh), mesh)
 
 
@@ -118,7 +138,7 @@ def apply_batched(
     compiled = _compiled(fn, mesh)
     rows = sharding.batch_sharding(mesh)
     outputs = []
-    for start in range(0, len(images), size):
+    for start in range(0, max(1, len(images)), size):  # Of no image, the output's shape is asked.
         part = images[start : start + size]
         padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
         output = compiled(params, jax.device_put(padded, rows))

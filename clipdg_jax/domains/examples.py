@@ -22,7 +22,7 @@ class Examples:
       source: index into `sources` of each example.
       index: its record in that dataset.
       domain: its label, an index into `schema.DOMAINS`.
-      keys: its key.
+      keys: its key, unlike all others'; see `join`.
     """
 
     sources: tuple[resolve.Source, ...]
@@ -78,11 +78,19 @@ class Examples:
 
 
 def everything(source: resolve.Source) -> Examples:
-    """All records of a dataset, with the domain that each names itself, or -1."""
+    """All records of a dataset, with the domain that each names itself, or -1.
+
+    Raises UserError for a record that is damaged on disk.
+    """
     numbers = {name: i for i, name in enumerate(inputs_lib.DOMAINS)}
     keys, domains = [], []
     for index in range(len(source)):
-        record = source.record(index)
+        try:
+            record = source.record(index)
+        except shards.RecordError as error:
+            raise UserError(
+                f"{source.name}: record {index} is damaged ({error}); restore the shard"
+            ) from error
         keys.append(record.key)
         domains.append(numbers.get(record.domain, -1))
     return Examples(
@@ -95,7 +103,10 @@ def everything(source: resolve.Source) -> Examples:
 
 
 def join(parts: Sequence[Examples]) -> Examples:
-    """Examples of several sets as one, in order."""
+    """Examples of several sets as one, in order.
+
+    Keys of more than one dataset get its name in front: datasets may share keys.
+    """
     sources: list[resolve.Source] = []
     for part in parts:
         sources += [s for s in part.sources if all(s is not known for known in sources)]
@@ -104,12 +115,16 @@ def join(parts: Sequence[Examples]) -> Examples:
         places = [next(i for i, s in enumerate(sources) if s is own) for own in part.sources]
         return np.asarray(places, np.int32)[part.source]
 
+    source = np.concatenate([renumbered(part) for part in parts])
+    keys = [key for part in parts for key in part.keys]
+    if len(sources) > 1:
+        keys = [f"{sources[s].name}/{key}" for s, key in zip(source.tolist(), keys, strict=True)]
     return Examples(
         tuple(sources),
-        np.concatenate([renumbered(part) for part in parts]),
+        source,
         np.concatenate([part.index for part in parts]),
         np.concatenate([part.domain for part in parts]),
-        tuple(key for part in parts for key in part.keys),
+        tuple(keys),
     )
 
 

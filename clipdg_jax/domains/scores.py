@@ -44,6 +44,9 @@ class Scores:
         )
 
 
+_NONE = Scores((), np.zeros(0, np.int32), np.zeros((0, 2), np.float32), np.zeros(0, bool))
+
+
 def of(method: method_lib.Method, examples: examples_lib.Examples, batch: int = 256) -> Scores:
     """Scores labelled records, `batch` at a time."""
     probability, valid = [np.zeros((0, 2), np.float32)], [np.zeros(0, bool)]
@@ -67,13 +70,14 @@ def join(parts: list[Scores]) -> Scores:
 
 def write(path: Path, sets: Mapping[str, Scores]) -> None:
     """Writes the scores of named sets to a Parquet file, whole or not at all."""
+    rows = join([_NONE, *sets.values()])  # There may be no set at all.
     columns = {
-        "set": [name for name, part in sets.items() for _ in range(len(part))],
-        "key": [key for part in sets.values() for key in part.keys],
-        "domain": np.concatenate([part.domain for part in sets.values()]),
-        "p_natural": np.concatenate([part.probability[:, 0] for part in sets.values()]),
-        "p_rendition": np.concatenate([part.probability[:, 1] for part in sets.values()]),
-        "valid": np.concatenate([part.valid for part in sets.values()]),
+        "set": pa.array([name for name, part in sets.items() for _ in part.keys], pa.string()),
+        "key": pa.array(rows.keys, pa.string()),
+        "domain": rows.domain,
+        "p_natural": rows.probability[:, 0],
+        "p_rendition": rows.probability[:, 1],
+        "valid": rows.valid,
     }
     files.make_directory(path.parent)
     unfinished = files.temporary(path)
@@ -97,7 +101,8 @@ def read(path: Path) -> dict[str, Scores]:
         )
         valid = table.column("valid").to_numpy()
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise UserError(f"{path}: is damaged ({error}); remove it to score again") from error
+        what = " ".join(str(error).split())
+        raise UserError(f"{path}: is damaged ({what}); remove it to score again") from error
     found = {}
     for name in dict.fromkeys(names.tolist()):
         rows = names == name

@@ -5,6 +5,8 @@ A trial is one method fitted on one split in a directory of its own:
     fit/               what a training resumes from
     state.safetensors  the fitted method (see `classifier.write_state`)
     scores.parquet     what it says of every set; there once the trial is done
+
+An ensemble has scores too, but no fit: it is put together from its members' trials.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from clipdg_jax.domains import encoder as encoder_lib
 from clipdg_jax.domains.methods import ensemble, method
 
 ENSEMBLE = "ensemble"
+SCORES = "scores.parquet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,7 @@ def run(
             )
             for which in sets
         }
+        scores.write(directory / ENSEMBLE / SCORES, found[ENSEMBLE])
     return found
 
 
@@ -101,8 +105,8 @@ def _trial(
     setting: Setting,
     directory: Path,
 ) -> dict[str, scores.Scores]:
-    path = directory / "scores.parquet"
-    if path.exists():
+    path = directory / SCORES
+    if path.exists() and (directory / classifier.STATE).exists():
         return scores.read(path)
     setting.say(f"{name}: fitting on {len(train)} labels")
     workdir = directory / "fit"

@@ -29,7 +29,7 @@ from clipdg_jax.domains import (
     trials,
 )
 from clipdg_jax.domains import encoder as encoder_lib
-from clipdg_jax.domains.methods import finetune, style
+from clipdg_jax.domains.methods import ensemble, finetune, style
 from clipdg_jax.jobs import pretrain
 from clipdg_jax.models import config as model_config
 from clipdg_jax.training import checkpoints, sharding, workdir
@@ -64,18 +64,17 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         demo.ensure(config.data.root, demo.DemoSpec(**config.data.demo.to_dict()))
     sources = _resolve(config, "datasets")
     test_sets = _resolve(config, "test_sets")
-    if not sources:
-        raise errors.UserError("config.data.datasets: is empty; name what the labels are of")
+    _check(config, sources, test_sets)
     if config.encoder.pretrain:
         _pretrain(config)
-    with workdir.claim(directory, *_identity(config, [*sources, *test_sets])) as claimed:
+    with workdir.claim(directory, *_identity(config, {**sources, **test_sets})) as claimed:
         if claimed.results is not None:
             print(f"{directory}: this run is complete\n{report.text(claimed.results)}")
             return
         setting = trials.Setting(config, _encoder(config, mesh), mesh)
-        told = {source.name: examples.everything(source) for source in test_sets}
+        told = {name: examples.everything(source) for name, source in test_sets.items()}
         fit = _cross_fit if config.labels.folds else _split
-        compared, seen, provenance = fit(names, sources, told, setting, claimed.path)
+        compared, seen, provenance = fit(names, list(sources.values()), told, setting, claimed.path)
         results = {
             "job": "classify",
             "encoder": setting.encoder.origin,
@@ -89,7 +88,7 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 def chosen_methods(config: ml_collections.ConfigDict) -> list[str]:
     """The methods that a config asks for. Raises UserError for one that does not exist."""
     named = config.compare if config.method == COMPARE else config.method
-    names = [name for name in named.split(",") if name]
+    names = [name for name in map(str.strip, named.split(",")) if name]
     for name in names:
         methods.get(name)
     if not names:
@@ -107,11 +106,14 @@ def describe(
     count = DRY_RUN_LABELS
     if config.labels.simulate:
         count = config.labels.simulate.train
+    combined = ensemble.members(config.ensemble) if trials.ENSEMBLE in names else ()
     lines = []
-    for name in names:
+    for name in dict.fromkeys((*names, *combined)):
         if name in PLANS:
             planned = PLANS[name](config[name], architecture, mesh, examples=count)
             lines.append(f"{name}, {count:,} labels\n{planned.report(config.encoder.model.name)}")
+        elif name == trials.ENSEMBLE:
+            lines.append(f"{name}: combines its members {', '.join(combined)}, without training")
         else:
             lines.append(f"{name}: solved at once from the labels, nothing is trained in steps")
     return "\n\n".join(lines)
@@ -164,18 +166,25 @@ def _cross_fit(
     read = _read_labels(config, sources, directory)
     data, count = read.examples, config.labels.folds
     labelled.check({"all folds": data})
+    if count < 3:
+        raise errors.UserError(
+            f"config.labels.folds: is {count}; a fold is scored, one chooses and the others train, "
+            "so use 3 or more, or 0 for one split"
+        )
     fold = splits.folds(data.keys, count, config.seed)
-    members = {f"fold {k}": data.subset(fold == k) for k in range(count)}
-    _write_splits(directory, members)
+    members = [data.subset(fold == k) for k in range(count)]
+    chooses = [(k + 1) % count for k in range(count)]
+    train = [data.subset((fold != k) & (fold != chooses[k])) for k in range(count)]
+    labelled.check({f"training without fold {k}": part for k, part in enumerate(train)})
+    _write_splits(directory, {f"fold {k}": part for k, part in enumerate(members)})
     held_out: list[Mapping[str, scores.Scores]] = []
     for k in range(count):
         print(f"fold {k + 1} of {count}", flush=True)
-        chooses = (k + 1) % count
         found = trials.run(
             names,
-            data.subset((fold != k) & (fold != chooses)),
-            members[f"fold {chooses}"],
-            {CROSS_FITTED: members[f"fold {k}"]},
+            train[k],
+            members[chooses[k]],
+            {CROSS_FITTED: members[k]},
             setting,
             directory / f"fold-{k}",
         )
@@ -183,7 +192,7 @@ def _cross_fit(
     print("all folds", flush=True)
     provenance = {**read.provenance, "folds": count, "counts": data.counts()}
     final = trials.run(
-        names, data.subset(fold != 0), members["fold 0"], dict(test_sets), setting, directory
+        names, data.subset(fold != 0), members[0], dict(test_sets), setting, directory
     )
     compared = []
     for name in names:
@@ -221,20 +230,24 @@ def _calibrate(
 def _aligned(
     part: scores.Scores, own: calibration.Calibration, common: calibration.Calibration
 ) -> scores.Scores:
-    """Log-odds shifted so that deciding at the common thresholds is deciding at the own ones."""
-    shifted = np.empty_like(part.probability)
+    """Log-odds shifted so that deciding at the common thresholds is deciding at the own ones.
+
+    Without a common threshold nothing is taken, and scores stay as they are. Without one of its
+    own, a fold's scores stay but below the common threshold: nothing of it is taken.
+    """
+    shifted = part.probability.copy()
     for column, (here, there) in enumerate(zip(own.deciders, common.deciders, strict=True)):
-        if not np.isfinite(here.threshold):
-            shifted[:, column] = 0  # Nothing of this fold may be taken.
+        if not np.isfinite(there.threshold):
             continue
-        goal = there.threshold if np.isfinite(there.threshold) else here.threshold
-        odds = _log_odds(part.probability[:, column])
-        moved = odds - _log_odds(here.threshold) + _log_odds(goal)
-        taken = part.probability[:, column] >= here.threshold
-        shifted[:, column] = 1 / (1 + np.exp(-moved))
-        # Rounding must not move a score across the threshold.
-        above = np.maximum(shifted[:, column], np.float32(goal))
-        below = np.minimum(shifted[:, column], np.nextafter(np.float32(goal), np.float32(0)))
+        score = part.probability[:, column].astype(np.float64)
+        taken = score >= here.threshold
+        if np.isfinite(here.threshold):
+            moved = _log_odds(score) - _log_odds(here.threshold) + _log_odds(there.threshold)
+            shifted[:, column] = 1 / (1 + np.exp(-moved))
+        # Rounding must not move a score across the threshold, itself a float32 of some score.
+        goal = np.float32(there.threshold)
+        above = np.maximum(shifted[:, column], goal)
+        below = np.minimum(shifted[:, column], np.nextafter(goal, np.float32(-np.inf)))
         shifted[:, column] = np.where(taken, above, below)
     return dataclasses.replace(part, probability=shifted)
 
@@ -260,11 +273,9 @@ def _save(
 
 def _write_splits(directory: pathlib.Path, parts: Mapping[str, examples.Examples]) -> None:
     """Which record was in which part, by its key."""
-    listed = {
-        name: [f"{part.sources[s].name}/{key}" for s, key in zip(part.source, part.keys)]
-        for name, part in parts.items()
-    }
-    files.write_json(directory / "splits.json", listed)
+    files.write_json(
+        directory / "splits.json", {name: list(part.keys) for name, part in parts.items()}
+    )
 
 
 def _read_labels(
@@ -292,19 +303,54 @@ def _read_labels(
             error=given.error,
             seed=config.seed,
         )
-    return labelled.read(str(path), sources)
+    read = labelled.read(str(path), sources)
+    return dataclasses.replace(read, provenance={**read.provenance, "labels": "simulated"})
 
 
-def _resolve(config: ml_collections.ConfigDict, field: str) -> list[resolve.Source]:
-    names = [name for name in config.data[field].split(",") if name]
-    return [resolve.resolve(name, config.data.root) for name in names]
+def _resolve(config: ml_collections.ConfigDict, field: str) -> dict[str, resolve.Source]:
+    """The datasets by the names that the config gives them: `pool` and `test/pool` are two."""
+    names = [name for name in map(str.strip, config.data[field].split(",")) if name]
+    return {name: resolve.resolve(name, config.data.root) for name in names}
+
+
+def _check(
+    config: ml_collections.ConfigDict,
+    sources: Mapping[str, resolve.Source],
+    test_sets: Mapping[str, resolve.Source],
+) -> None:
+    """Raises UserError for what would otherwise be told after hours of fitting."""
+    if not sources:
+        raise errors.UserError("config.data.datasets: is empty; name what the labels are of")
+    called: dict[str, str] = {}
+    for name, source in sources.items():
+        if called.setdefault(source.name, name) != name:
+            raise errors.UserError(
+                f"config.data.datasets: {called[source.name]} and {name} both say that they are "
+                f"{source.name!r}, and labels could not tell them apart; make one under another "
+                "name"
+            )
+    content = {source.fingerprint for source in sources.values()}
+    for name, source in test_sets.items():
+        if name in ("test", "validation", CROSS_FITTED):
+            raise errors.UserError(
+                f"config.data.test_sets: {name!r} is what a part of the labels is called; give "
+                f"the dataset as ./{name}"
+            )
+        if source.fingerprint in content:
+            raise errors.UserError(
+                f"config.data.test_sets: {name} is among config.data.datasets too; a test set "
+                "holds none of the records that are labelled for training"
+            )
+    calibration.calibrate(
+        np.zeros((1, 2), np.float32), np.zeros(1), allow_unreached=True, **config.calibration
+    )
 
 
 def _identity(
-    config: ml_collections.ConfigDict, sources: Sequence[resolve.Source]
+    config: ml_collections.ConfigDict, sources: Mapping[str, resolve.Source]
 ) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
     """The config without what makes its encoder, whose checkpoint counts; and all fingerprints."""
-    inputs = {source.name: source.fingerprint for source in sources}
+    inputs = {name: source.fingerprint for name, source in sources.items()}
     if config.encoder.checkpoint:
         saved = checkpoints.saved(checkpoints.directory_of(config.encoder.checkpoint))
         inputs["encoder"] = saved[max(saved)]
