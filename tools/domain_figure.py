@@ -20,6 +20,19 @@ from clipdg_jax.evaluation import plots
 
 Deciders = Mapping[str, measures.Measured]
 
+# Of recall and of average precision.
+_MARKERS = ("o", "s")
+_STYLES: tuple[dict[str, Any], ...] = (
+    {"marker": "o", "linestyle": "-", "linewidth": 2.2, "markersize": 7},
+    {
+        "marker": "s",
+        "linestyle": "--",
+        "linewidth": 1.6,
+        "markersize": 7,
+        "markerfacecolor": "white",
+    },
+)
+
 
 def draw(
     path: str | os.PathLike[str],
@@ -70,8 +83,8 @@ def draw(
             axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(decimals=0))
             axes.grid(axis="y", color=plots.FAINT)
         lower.set_xlabel(f"{title}{'' if logarithmic else ', %'}", fontsize=12, color=plots.INK)
-        upper.set_ylim(_floor(figures, 10), 101)
-        lower.set_ylim(_floor([*lows, target - 0.01], 2), 100.3)
+        upper.set_ylim(_limits(figures))
+        lower.set_ylim(_limits([*lows, target - 0.01]))
     _legend(figure, target, bool(others))
     plots.save(figure, path)
 
@@ -84,64 +97,55 @@ def _curves(axes: matplotlib.axes.Axes, rows: Mapping[float, Deciders]) -> None:
     """Recall, solid, and average precision, dashed, of both deciders."""
     places = sorted(rows)
     for domain in calibration.DECIDED:
-        colour = plots.COLOURS[domain]
         values = np.array([[100 * e.value for e in _upper(rows[x][domain])] for x in places])
-        axes.plot(places, values[:, 0], "o-", color=colour, linewidth=2.2, markersize=7)
-        axes.plot(
-            places,
-            values[:, 1],
-            "s--",
-            color=colour,
-            linewidth=1.6,
-            markersize=6,
-            markerfacecolor="white",
-        )
-        for x in places:
-            if not rows[x][domain].decided:
-                axes.annotate(
-                    f"{domain}:\nno threshold",
-                    (x, 100 * rows[x][domain].recall.value),
-                    (0, 8 if domain == calibration.DECIDED[0] else 36),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=9,
-                    color=colour,
-                )
+        for column in (1, 0):  # Recall lies on top.
+            style = {"color": plots.COLOURS[domain], "clip_on": False, "zorder": 4 - column}
+            axes.plot(places, values[:, column], **_STYLES[column], **style)
 
 
 def _dots(axes: matplotlib.axes.Axes, x: float, row: Deciders) -> None:
-    """Another seed, small, at the default."""
+    """Another seed, small, beside the default."""
     for domain in calibration.DECIDED:
-        for estimate in _upper(row[domain]):
+        for estimate, marker in zip(_upper(row[domain]), _MARKERS, strict=True):
             axes.plot(
                 [x],
                 [100 * estimate.value],
-                "o",
+                marker,
                 color=plots.COLOURS[domain],
                 markersize=4,
-                alpha=0.5,
+                alpha=0.7,
                 markeredgewidth=0,
-                transform=_beside(axes, 7),
+                clip_on=False,
+                transform=_beside(axes, 8),
             )
 
 
 def _precisions(axes: matplotlib.axes.Axes, rows: Mapping[float, Deciders], target: float) -> None:
-    """Of both deciders, side by side; one that takes nothing has none."""
+    """Of both deciders, side by side; of one that takes nothing, that it does."""
     axes.axhline(100 * target, color=plots.INK, linewidth=1.2, linestyle=":")
-    for domain, shift in zip(calibration.DECIDED, (-3.5, 3.5), strict=True):
-        own = {x: rows[x][domain].precision for x in sorted(rows) if rows[x][domain].decided}
+    for domain, shift in zip(calibration.DECIDED, (-4, 4), strict=True):
         colour, moved = plots.COLOURS[domain], _beside(axes, shift)
-        for x, estimate in own.items():
-            span = [100 * estimate.low, 100 * estimate.high]
+        for x in rows:
+            one = rows[x][domain].precision
+            if not rows[x][domain].decided:
+                # In the axes' height, whatever its limits.
+                place = axes.get_xaxis_transform() + _move(axes, 1.4 * shift)
+                text = {"fontsize": 9, "rotation": 90, "ha": "center", "va": "bottom"}
+                axes.text(x, 0.06, "takes nothing", color=colour, transform=place, **text)
+                continue
+            span = [100 * one.low, 100 * one.high]
             axes.plot([x, x], span, color=colour, linewidth=1.8, transform=moved)
-            axes.plot([x], [100 * estimate.value], "o", color=colour, transform=moved)
+            axes.plot([x], [100 * one.value], "o", color=colour, transform=moved)
 
 
 def _beside(axes: matplotlib.axes.Axes, points: float) -> matplotlib.transforms.Transform:
     """The data's places, moved to the right."""
+    return axes.transData + _move(axes, points)
+
+
+def _move(axes: matplotlib.axes.Axes, points: float) -> matplotlib.transforms.Transform:
     assert isinstance(axes.figure, matplotlib.figure.Figure)
-    move = matplotlib.transforms.ScaledTranslation(points / 72, 0, axes.figure.dpi_scale_trans)
-    return axes.transData + move
+    return matplotlib.transforms.ScaledTranslation(points / 72, 0, axes.figure.dpi_scale_trans)
 
 
 def _legend(figure: matplotlib.figure.Figure, target: float, others: bool) -> None:
@@ -152,18 +156,10 @@ def _legend(figure: matplotlib.figure.Figure, target: float, others: bool) -> No
     ]
     ink: dict[str, Any] = {"color": plots.INK}
     handles += [
-        line([], [], marker="o", linewidth=2.2, label="recall at the threshold", **ink),
-        line(
-            [],
-            [],
-            marker="s",
-            linestyle="--",
-            markerfacecolor="white",
-            label="average precision",
-            **ink,
-        ),
-        line([], [], linestyle=":", label=f"target precision, {100 * target:g} %", **ink),
+        line([], [], label=label, **style, **ink)
+        for label, style in zip(("recall at the threshold", "average precision"), _STYLES)
     ]
+    handles.append(line([], [], linestyle=":", label=f"target: {100 * target:g} %", **ink))
     if others:
         label = "other seeds"
         handles.append(line([], [], marker="o", linestyle="", markersize=4, label=label, **ink))
@@ -177,6 +173,10 @@ def _legend(figure: matplotlib.figure.Figure, target: float, others: bool) -> No
     )
 
 
-def _floor(values: Sequence[float], step: int) -> float:
-    """In percent, a multiple of `step` below all values."""
-    return max(0, step * math.floor(100 * min(values) / step - 1e-9)) - step / 20
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """In percent, with a margin; from a round figure below all values (fractions) to 100."""
+    lowest = 100 * min(values)
+    step = next(step for step in (2, 5, 10, 20) if 100 - lowest <= 10 * step)
+    bottom = max(0, step * math.floor(lowest / step))
+    margin = 0.04 * (100 - bottom)
+    return bottom - margin, 100 + margin
