@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
         print(report.text(report.measure([one])))
 
 
-def _folder(folder: Path) -> tuple[int, Iterator[schema.Record]]:
+def _folder(folder: Path) -> tuple[int, Iterator[schema.Record | None]]:
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a folder; give one that holds images")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())

@@ -65,7 +65,7 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     sources = _resolve(config, "datasets")
     test_sets = _resolve(config, "test_sets")
     _check(config, sources, test_sets)
-    if config.encoder.pretrain:
+    if config.encoder.checkpoint and config.encoder.pretrain:  # Without: scratch.
         _pretrain(config)
     with workdir.claim(directory, *_identity(config, {**sources, **test_sets})) as claimed:
         if claimed.results is not None:

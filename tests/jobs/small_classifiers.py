@@ -28,7 +28,7 @@ FIELDS = {
     "calibration.target": 0.6,
     "calibration.rule": "point",
     "calibration.min_support": 5,
-    "encoder.checkpoint": "",
+    "encoder.checkpoint": "",  # From scratch, whatever the config would pretrain.
     "amplitude.image_size": 16,
     "finetune.epochs": 2,
     "finetune.eval_every": 1,
@@ -46,18 +46,18 @@ def config(
     made.data.root = str(root)
     made.data.demo.update(WORLD)
     made.encoder.model = ml_collections.ConfigDict(MODEL)
-    made.encoder.pretrain = ml_collections.ConfigDict()
     made.update_from_flattened_dict({**FIELDS, **fields})
     return made
 
 
 def command(root: pathlib.Path, workdir: pathlib.Path, *flags: str) -> list[str]:
-    """A command line of a small run, for another process: methods without the encoder's fields."""
+    """The command line of a small run, whose encoder is a whole `tiny-plain`."""
     fields = {
         **FIELDS,
         "data.root": root,
         **{f"data.demo.{name}": value for name, value in WORLD.items()},
         "encoder.model.name": "tiny-plain",
+        "encoder.model.vision.image_size": 32,
     }
     return [
         sys.executable,
