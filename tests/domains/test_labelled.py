@@ -129,9 +129,7 @@ def test_the_fingerprint_is_of_what_is_said(tmp_path):
 def test_every_part_needs_both_deciders_domains():
     good, bad = records.labelled([0, 1, 2]), records.labelled([0, 0, 2])
     labelled.check({"train": good})
-    with pytest.raises(
-        UserError, match=r"none of the 3 for test says rendition .2 nat"
-    ):
+    with pytest.raises(UserError, match=r"none of the 3 for test says rendition .2 nat"):
         labelled.check({"train": good, "test": bad})
     empty = examples.join([good]).subset(np.zeros(0, np.int64))
     with pytest.raises(UserError, match="none of the 0 for validation says natural"):

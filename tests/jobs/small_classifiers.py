@@ -46,6 +46,7 @@ def config(
     made.data.root = str(root)
     made.data.demo.update(WORLD)
     made.encoder.model = ml_collections.ConfigDict(MODEL)
+    made.encoder.pretrain = ml_collections.ConfigDict()
     made.update_from_flattened_dict({**FIELDS, **fields})
     return made
 
