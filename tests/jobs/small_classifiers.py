@@ -58,7 +58,6 @@ def command(root: pathlib.Path, workdir: pathlib.Path, *flags: str) -> list[str]
         "data.root": root,
         **{f"data.demo.{name}": value for name, value in WORLD.items()},
         "encoder.model.name": "tiny-plain",
-        "encoder.model.vision.image_size": 32,
     }
     return [
         sys.executable,
