@@ -13,8 +13,8 @@ datasets under `config.data.root`, paths, or `tfds:` names.
 Presets:
   demo   a tiny CLIP on the demo world, which is made when missing. 4 minutes on two cores;
          88 % natural, 76 % rendition.
-  study  the same on more data, for longer; `make study` runs all its cells. 8 minutes of one core;
-         93 % natural, 94 % rendition.
+  study  the same on more data, for longer; `make study` runs all its cells. 10 minutes of one
+         core; 94 % natural, 96 % rendition.
   pacs   a tiny CLIP at 64 px on photo, art_painting, cartoon and sketch, imported to data/pacs by
          `python -m tools.import_folder`. 10 minutes of one core; 62 % photo, 52 % the others.
   paper  ViT-B/32, batch 16 384, 32 epochs, for 4 or 8 A100s or a TPU slice; the datasets are
@@ -135,7 +135,7 @@ def demo() -> ml_collections.ConfigDict:
 
 def study() -> ml_collections.ConfigDict:
     config = demo()
-    config.examples = 208_000
+    config.examples = 272_000
     config.data.root = "data/study"
     config.data.demo.natural = 40_000
     config.data.demo.rendition = 40_000
