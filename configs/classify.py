@@ -173,31 +173,41 @@ def demo() -> ml_collections.ConfigDict:
             "train": 2000,  # One annotator each, whose labels are wrong at this rate.
             "train_noise": 0.05,
             "annotators": 3,  # Of each validation and test label; disagreements are adjudicated.
-            "error": 0.02,
+            "error": 0.01,
         }
     )
     config.labels.min_annotators = 3
+    # No 188 images prove a precision of 0.98 at 95 %: fewer are not asked to show it either.
+    config.calibration.min_support = 400
     config.encoder.checkpoint = "runs/encoder"
-    config.encoder.model = ml_collections.ConfigDict({"name": "tiny"})
+    # The banners and rims that make a picture ambiguous are thin: every stored pixel is used.
+    vision = {"image_size": config.data.demo.size}
+    config.encoder.model = ml_collections.ConfigDict({"name": "tiny", "vision": vision})
     config.encoder.pretrain = _raw_pool(config)
-    _shorten(config, epochs=20)
-    config.amplitude.image_size = 32
+    _shorten(config, epochs=40)
+    config.gram.channels = 32
+    config.gram.l2 = 0.1
+    config.amplitude.image_size = config.data.demo.size
+    config.amplitude.l2 = 1.0
+    config.keywords.learn_words = 20
     return config
 
 
 def _shorten(config: ml_collections.ConfigDict, epochs: int) -> None:
-    """A tiny tower on few labels: AdamW, mirrored images, a cosine to 0."""
+    """A tiny tower on few, partly wrong labels: AdamW, a cosine to 0, crops and mirrored images."""
     for section in (config.finetune, config.frozen, config.style):
         section.epochs = epochs
-        section.eval_every = 2
+        section.eval_every = max(1, epochs // 10)
         section.batch_size = 64
-        section.crop_scale = (0.6, 1.0)
+        section.crop_scale = (0.5, 1.0)
         section.flip = True
         section.optim.name = "adamw"
         section.optim.schedule = "cosine"
-        section.optim.lr = 1e-3
+        section.optim.lr = 1.5e-3
         section.optim.warmup = 50
-        section.optim.weight_decay = 0.1
+        section.optim.weight_decay = 0.2
+    config.finetune.label_smoothing = 0.05
+    config.frozen.epochs = config.style.epochs = max(1, epochs // 2)
 
 
 def pacs() -> ml_collections.ConfigDict:
@@ -211,8 +221,9 @@ def pacs() -> ml_collections.ConfigDict:
     config.labels.simulate = ml_collections.ConfigDict()
     config.labels.folds = 5
     config.encoder.checkpoint = ""
-    config.encoder.model.name = "tiny-64"
+    config.encoder.model = ml_collections.ConfigDict({"name": "tiny-64"})
     config.encoder.pretrain = ml_collections.ConfigDict()
+    _shorten(config, epochs=16)
     config.amplitude.image_size = 96
     config.ensemble.members = "finetune,gram,amplitude"
     return config
@@ -230,7 +241,8 @@ def _raw_pool(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     pretrain.data.root = config.data.root
     pretrain.data.mix = "pool=1"
     pretrain.data.demo = config.data.demo
-    pretrain.examples = 32_000
+    pretrain.model.vision.image_size = config.data.demo.size
+    pretrain.examples = 24_000
     pretrain.eval.suites = ""
     pretrain.eval_every = 0
     return pretrain

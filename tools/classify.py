@@ -129,8 +129,8 @@ def _write(
     columns = {
         "key": list(keys),
         "domain": list(truth),
-        "p_natural": probability[:, 0],
-        "p_rendition": probability[:, 1],
+        "natural": probability[:, 0],
+        "rendition": probability[:, 1],
         "decision": [calibration.DECISIONS[i] for i in decision.tolist()],
     }
     unfinished = files.temporary(out)

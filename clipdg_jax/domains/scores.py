@@ -75,8 +75,8 @@ def write(path: Path, sets: Mapping[str, Scores]) -> None:
         "set": pa.array([name for name, part in sets.items() for _ in part.keys], pa.string()),
         "key": pa.array(rows.keys, pa.string()),
         "domain": rows.domain,
-        "p_natural": rows.probability[:, 0],
-        "p_rendition": rows.probability[:, 1],
+        "natural": rows.probability[:, 0],
+        "rendition": rows.probability[:, 1],
         "valid": rows.valid,
     }
     files.make_directory(path.parent)
@@ -97,7 +97,7 @@ def read(path: Path) -> dict[str, Scores]:
         keys = np.array(table.column("key").to_pylist(), object)
         domain = table.column("domain").to_numpy().astype(np.int32)
         probability = np.stack(
-            [table.column(name).to_numpy() for name in ("p_natural", "p_rendition")], axis=1
+            [table.column(name).to_numpy() for name in ("natural", "rendition")], axis=1
         )
         valid = table.column("valid").to_numpy()
     except (OSError, KeyError, pa.ArrowException) as error:

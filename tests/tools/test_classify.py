@@ -35,7 +35,7 @@ def test_a_dataset_with_domains_is_sorted_and_measured(saved, tmp_path, capsys):
     assert [row["key"] for row in rows] == [f"r/{i:03d}" for i in range(30) if i not in (4, 5)]
     for row in rows:
         assert row["decision"] == row["domain"]
-        assert 0 <= row["p_natural"] + row["p_rendition"] <= 1 + 1e-6
+        assert 0 <= row["natural"] + row["rendition"] <= 1 + 1e-6
     printed = capsys.readouterr().out
     assert "28 images: 10 natural, 9 rendition, 9 ambiguous, 0 conflict" in printed
     assert "2 could not be read" in printed
