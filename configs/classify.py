@@ -184,7 +184,7 @@ def demo() -> ml_collections.ConfigDict:
     vision = {"image_size": config.data.demo.size}
     config.encoder.model = ml_collections.ConfigDict({"name": "tiny", "vision": vision})
     config.encoder.pretrain = _raw_pool(config)
-    _shorten(config, epochs=40)
+    _shorten(config, epochs=80)
     config.gram.channels = 32
     config.gram.l2 = 0.1
     config.amplitude.image_size = config.data.demo.size
