@@ -281,13 +281,11 @@ def _write_splits(directory: pathlib.Path, parts: Mapping[str, examples.Examples
 def _read_labels(
     config: ml_collections.ConfigDict, sources: Sequence[resolve.Source], directory: pathlib.Path
 ) -> labelled.Read:
-    """The labels that a config names; simulated ones are made when missing."""
+    """The labels that a config names, else simulated ones, else the records' own domains."""
+    if config.labels.path:
+        return labelled.read(config.labels.path, sources)
     if not config.labels.simulate:
-        return (
-            labelled.read(config.labels.path, sources)
-            if config.labels.path
-            else (labelled.of_records(sources))
-        )
+        return labelled.of_records(sources)
     if len(sources) != 1:
         raise errors.UserError("config.labels.simulate: labels one dataset; name one")
     path, given = directory / SIMULATED, config.labels.simulate
