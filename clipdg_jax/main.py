@@ -10,7 +10,6 @@ run; of a finished one it says so. Exit status: 0 done, 2 the user can mend it (
 stderr says how), anything else is a bug.
 """
 
-import importlib
 import logging
 import os
 import pathlib
@@ -25,7 +24,8 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from clipdg_jax import errors, malloc
+from clipdg_jax import errors, jobs, malloc
+from clipdg_jax.jobs import inputs
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with an optional argument: configs/mix.py:natural=3,rendition=1"
@@ -44,8 +44,6 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Default: found by JAX.")
 VIRTUAL_DEVICES = flags.DEFINE_integer(
     "virtual_devices", None, "Run on this many virtual CPU devices in each process.", lower_bound=1
 )
-
-JOBS = ("pretrain", "evaluate", "classify")
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -70,7 +68,9 @@ def main(argv: Sequence[str]) -> None:
         if config is None:
             raise errors.UserError("--config: is missing; try --config=configs/mix.py")
         start(config)
-        job_module(config).run(config, pathlib.Path(WORKDIR.value or default_workdir()))
+        job, directory = jobs.module(config), pathlib.Path(WORKDIR.value or default_workdir())
+        inputs.ensure(config, directory)
+        job.run(config, directory)
     except errors.UserError as error:
         _refuse(error)
     except KeyboardInterrupt:
@@ -102,19 +102,9 @@ def start(config: ml_collections.ConfigDict) -> None:
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
 
 
-def job_module(config: ml_collections.ConfigDict):
-    """The module of `clipdg_jax.jobs` that `config.job` names."""
-    if config.job not in JOBS:
-        raise errors.UserError(f"config.job: {config.job!r} is unknown; one of {', '.join(JOBS)}")
-    return importlib.import_module(f"clipdg_jax.jobs.{config.job}")
-
-
-def default_workdir() -> str:
-    """`runs/<config file>[-<argument>]`, with characters that paths dislike replaced."""
-    given = config_flags.get_config_filename(flags.FLAGS["config"])
-    path, _, argument = given.partition(":")
-    name = pathlib.Path(path).stem + (f"-{argument}" if argument else "")
-    return str(pathlib.Path("runs") / re.sub(r"[^\w=.,+-]", "_", name))
+def default_workdir() -> pathlib.Path:
+    """`runs/<config file>[-<argument>]`."""
+    return inputs.workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:

@@ -25,7 +25,6 @@ simulated annotators (`labels.simulate`).
 import ml_collections
 
 from clipdg_jax.domains.methods import keywords
-from configs import mix
 
 METHODS = ("finetune", "frozen", "centroid", "gram", "amplitude", "style", "keywords", "ensemble")
 PRESETS = (*METHODS, "compare", "pacs", "paper")
@@ -55,6 +54,7 @@ def base() -> ml_collections.ConfigDict:
     config.data.root = "data"
     config.data.datasets = "pool"  # Comma-separated; what the labels are of.
     config.data.test_sets = ""  # Comma-separated datasets to score and tell of besides.
+    config.data.exclude = ""  # Parquet of keys, as the job dedup writes it: never drawn as labels.
     config.data.workers = 8
     config.data.threads = 2
     config.data.prefetch = 4
@@ -76,7 +76,6 @@ def base() -> ml_collections.ConfigDict:
     config.encoder = ml_collections.ConfigDict()
     config.encoder.checkpoint = ""  # A run to take the CLIP of; "": scratch.
     config.encoder.model = ml_collections.ConfigDict({"name": "ViT-L-14"})
-    config.encoder.pretrain = ml_collections.ConfigDict()  # Makes a missing checkpoint; {}: no.
 
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1
@@ -179,11 +178,10 @@ def demo() -> ml_collections.ConfigDict:
     config.labels.min_annotators = 3
     # No 188 images prove a precision of 0.98 at 95 %: fewer are not asked to show it either.
     config.calibration.min_support = 400
-    config.encoder.checkpoint = "runs/encoder"
-    # The banners and rims that make a picture ambiguous are thin: every stored pixel is used.
+    config.inputs = ("configs/mix.py:encoder",)
+    config.encoder.checkpoint = "runs/mix-encoder"
     vision = {"image_size": config.data.demo.size}
     config.encoder.model = ml_collections.ConfigDict({"name": "tiny", "vision": vision})
-    config.encoder.pretrain = _raw_pool(config)
     _shorten(config, epochs=80)
     config.gram.channels = 32
     config.gram.l2 = 0.1
@@ -220,9 +218,9 @@ def pacs() -> ml_collections.ConfigDict:
     config.data.demo = ml_collections.ConfigDict()
     config.labels.simulate = ml_collections.ConfigDict()
     config.labels.folds = 5
+    config.inputs = ()
     config.encoder.checkpoint = ""
     config.encoder.model = ml_collections.ConfigDict({"name": "tiny-64"})
-    config.encoder.pretrain = ml_collections.ConfigDict()
     _shorten(config, epochs=16)
     config.amplitude.image_size = 96
     config.ensemble.members = "finetune,gram,amplitude"
@@ -233,16 +231,3 @@ def paper() -> ml_collections.ConfigDict:
     config = base()
     config.encoder.checkpoint = "checkpoints/ViT-L-14"
     return config
-
-
-def _raw_pool(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The demo's encoder: a CLIP of the unsorted pool, trained for less than a minute."""
-    pretrain = mix.get_config("demo")
-    pretrain.data.root = config.data.root
-    pretrain.data.mix = "pool=1"
-    pretrain.data.demo = config.data.demo
-    pretrain.model.vision.image_size = config.data.demo.size
-    pretrain.examples = 24_000
-    pretrain.eval.suites = ""
-    pretrain.eval_every = 0
-    return pretrain

@@ -86,20 +86,6 @@ class Cell:
         return cells_lib.command(CONFIG, runs / self.name, fields)
 
 
-@dataclasses.dataclass(frozen=True)
-class Preparation:
-    """A run of what takes no training, which leaves the demo pool and the encoder behind.
-
-    Runs side by side would both want to make them.
-    """
-
-    name: str = "prepare"
-
-    def command(self, runs: pathlib.Path, extra: Sequence[str]) -> list[str]:
-        """The command line of the run."""
-        return cells_lib.command(CONFIG, runs / self.name, [*extra, "compare=keywords"])
-
-
 def cells(seeds: int, extra: Sequence[str] = ()) -> list[Cell]:
     """Every cell. `extra` can change the default that noise and counts are besides."""
     main = [Cell(seed) for seed in range(seeds)]
@@ -259,7 +245,6 @@ def main(argv: Sequence[str]) -> None:
     given = flags.FLAGS
     runs, extra = pathlib.Path(given.runs), given.set
     todo = cells(given.seeds, extra)
-    cells_lib.run_all([Preparation()], runs, extra, parallel=1)
     results = cells_lib.run_all(todo, runs, extra, given.parallel)
     print(summarise(dict(zip(todo, results, strict=True)), runs, extra))
 

@@ -20,6 +20,7 @@ from clipdg_jax.domains import (
     calibration,
     classifier,
     examples,
+    exclusion,
     labelled,
     labels,
     methods,
@@ -30,7 +31,6 @@ from clipdg_jax.domains import (
 )
 from clipdg_jax.domains import encoder as encoder_lib
 from clipdg_jax.domains.methods import ensemble, finetune, style
-from clipdg_jax.jobs import pretrain
 from clipdg_jax.models import config as model_config
 from clipdg_jax.training import checkpoints, sharding, workdir
 
@@ -65,9 +65,9 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     sources = _resolve(config, "datasets")
     test_sets = _resolve(config, "test_sets")
     _check(config, sources, test_sets)
-    if config.encoder.checkpoint and config.encoder.pretrain:  # Without: scratch.
-        _pretrain(config)
-    with workdir.claim(directory, *_identity(config, {**sources, **test_sets})) as claimed:
+    with workdir.claim(
+        directory, config, _fingerprints(config, {**sources, **test_sets})
+    ) as claimed:
         if claimed.results is not None:
             print(f"{directory}: this run is complete\n{report.text(claimed.results)}")
             return
@@ -282,10 +282,13 @@ def _read_labels(
     config: ml_collections.ConfigDict, sources: Sequence[resolve.Source], directory: pathlib.Path
 ) -> labelled.Read:
     """The labels that a config names, else simulated ones, else the records' own domains."""
+    exclude = {}
+    if config.data.exclude:
+        exclude = {s.fingerprint: exclusion.read(config.data.exclude, s) for s in sources}
     if config.labels.path:
-        return labelled.read(config.labels.path, sources)
+        return labelled.read(config.labels.path, sources, exclude)
     if not config.labels.simulate:
-        return labelled.of_records(sources)
+        return labelled.of_records(sources, exclude)
     if len(sources) != 1:
         raise errors.UserError("config.labels.simulate: labels one dataset; name one")
     path, given = directory / SIMULATED, config.labels.simulate
@@ -300,8 +303,9 @@ def _read_labels(
             annotators=given.annotators,
             error=given.error,
             seed=config.seed,
+            exclude=exclude.get(sources[0].fingerprint, frozenset()),
         )
-    read = labelled.read(str(path), sources)
+    read = labelled.read(str(path), sources, exclude)
     return dataclasses.replace(read, provenance={**read.provenance, "labels": "simulated"})
 
 
@@ -344,30 +348,19 @@ def _check(
     )
 
 
-def _identity(
+def _fingerprints(
     config: ml_collections.ConfigDict, sources: Mapping[str, resolve.Source]
-) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
-    """The config without what makes its encoder, whose checkpoint counts; and all fingerprints."""
+) -> dict[str, str]:
+    """What identifies the datasets, the encoder's checkpoint and the labels."""
     inputs = {name: source.fingerprint for name, source in sources.items()}
     if config.encoder.checkpoint:
         saved = checkpoints.saved(checkpoints.directory_of(config.encoder.checkpoint))
         inputs["encoder"] = saved[max(saved)]
     if config.labels.path:
         inputs["labels"] = labelled.fingerprint(config.labels.path)
-    own = config.copy_and_resolve_references()
-    with own.unlocked():
-        own.encoder.pretrain = ml_collections.ConfigDict()
-    return own, inputs
-
-
-def _pretrain(config: ml_collections.ConfigDict) -> None:
-    """Trains the demo's encoder where it is missing."""
-    given = config.encoder.pretrain.copy_and_resolve_references()
-    with given.unlocked():
-        given.data.root, given.data.demo = config.data.root, config.data.demo
-    place = pathlib.Path(config.encoder.checkpoint)
-    if not (place / "results.json").exists():
-        pretrain.run(given, place)
+    if config.data.exclude:
+        inputs["exclude"] = exclusion.fingerprint(config.data.exclude)
+    return inputs
 
 
 def _encoder(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> encoder_lib.Encoder:

@@ -26,6 +26,7 @@ OPERATIONAL = (
     "eval",
     "eval_every",
     "images_every",
+    "inputs",
     "keep_checkpoints",
     "log_every",
     "mesh",

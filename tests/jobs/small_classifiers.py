@@ -28,7 +28,7 @@ FIELDS = {
     "calibration.target": 0.6,
     "calibration.rule": "point",
     "calibration.min_support": 5,
-    "encoder.checkpoint": "",  # From scratch, whatever the config would pretrain.
+    "encoder.checkpoint": "",  # From scratch.
     "amplitude.image_size": 16,
     "finetune.epochs": 2,
     "finetune.eval_every": 1,
@@ -46,7 +46,6 @@ def config(
     made.data.root = str(root)
     made.data.demo.update(WORLD)
     made.encoder.model = ml_collections.ConfigDict(MODEL)
-    made.encoder.pretrain = ml_collections.ConfigDict()
     made.update_from_flattened_dict({**FIELDS, **fields})
     return made
 
@@ -58,6 +57,7 @@ def command(root: pathlib.Path, workdir: pathlib.Path, *flags: str) -> list[str]
         "data.root": root,
         **{f"data.demo.{name}": value for name, value in WORLD.items()},
         "encoder.model.name": "tiny-plain",
+        "inputs": (),
     }
     return [
         sys.executable,

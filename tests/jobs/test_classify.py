@@ -364,15 +364,6 @@ def test_wrong_fields_are_one_line_before_any_fit(world, tmp_path, capsys, field
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-def test_no_checkpoint_means_scratch_and_nothing_is_pretrained(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(classify.pretrain, "run", lambda *_: pytest.fail("pretrains"))
-    config = small_classifiers.config(world, **{"labels.test": 1})
-    with config.unlocked():
-        config.encoder.pretrain = {"seed": 0}
-    with pytest.raises(UserError, match="for test says"):  # Far behind the encoder.
-        classify.run(config, tmp_path / "run")
-
-
 def _with_labels(world, path, **fields):
     config = small_classifiers.config(world, "keywords", **{"labels.path": str(path), **fields})
     with config.unlocked():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipdg_jax import main
+from clipdg_jax import jobs
 from tests.jobs import small_runs
 
 PRESETS = [
@@ -17,7 +17,7 @@ def test_dry_run(name, preset, tmp_path, capsys):
     config = small_runs.load_config(name).get_config(preset)
     config.lock()
     config.dry_run = True
-    main.job_module(config).run(config, tmp_path / "run")
+    jobs.module(config).run(config, tmp_path / "run")
     printed = capsys.readouterr().out
     assert printed.strip()
     assert not (tmp_path / "run").exists(), "a dry run leaves nothing behind"
@@ -26,7 +26,7 @@ def test_dry_run(name, preset, tmp_path, capsys):
 def test_the_papers_run(capsys, tmp_path):
     config = small_runs.load_config("mix").get_config("paper,natural=44M,rendition=13M")
     config.dry_run = True
-    main.job_module(config).run(config, tmp_path)
+    jobs.module(config).run(config, tmp_path)
     lines = dict(
         line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line
     )
@@ -44,7 +44,7 @@ def test_fsdp_divides_the_state(capsys, tmp_path):
     def state_gib(fsdp: int) -> float:
         config = small_runs.load_config("mix").get_config("paper")
         config.dry_run, config.mesh.fsdp = True, fsdp
-        main.job_module(config).run(config, tmp_path)
+        jobs.module(config).run(config, tmp_path)
         (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("state per")]
         return float(line.split()[3])
 

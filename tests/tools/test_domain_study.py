@@ -136,11 +136,6 @@ def test_settings_move_the_default_but_not_the_cells():
         domain_study.cells(1, ["labels.simulate.train=many"])
 
 
-def test_preparation_trains_nothing():
-    pairs, _ = _fields(domain_study.Preparation(), ["compare=finetune"])
-    assert pairs == {"compare": "keywords"}
-
-
 def test_tables_tell_what_the_runs_measured(found, tmp_path):
     text = domain_study.summarise(found, tmp_path, [])
     assert (tmp_path / "study.md").read_text() == text
