@@ -188,6 +188,7 @@ def demo() -> ml_collections.ConfigDict:
     config.amplitude.image_size = config.data.demo.size
     config.amplitude.l2 = 1.0
     config.keywords.learn_words = 20
+    config.ensemble.members = "gram,amplitude,keywords"  # Fitted in seconds, all three.
     return config
 
 

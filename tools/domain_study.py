@@ -6,10 +6,11 @@ Each cell is one run of `configs/classify.py:compare` in a workdir of its own, s
 command again goes on where the last one stopped:
 
     seed0          every method and the ensemble
-    seed<s>        the fine-tuned classifier with other labels and another start
-    noise<rate>    seed 0, the fine-tuned classifier; so much of the training labels is wrong
-    labels<count>  seed 0, the fine-tuned classifier; so many training labels, over which the
-                   default's number of optimiser steps is taken, so that only the labels differ
+    seed<s>        the fine-tuned classifier and the ensemble, with other labels and another start
+    noise<rate>    seed 0, the ensemble; so much of the training labels is wrong
+    labels<count>  seed 0, the ensemble; so many training labels
+
+The ensemble's members are fitted in seconds, which is why it is the one to be swept.
 
 All start from the one encoder of the config. At the end `study.md` (the tables of the README),
 `study.json` and `study.png` are in the runs directory. All figures are of `test/pool`: images of
@@ -40,7 +41,8 @@ from tools import cli, domain_figure
 matplotlib.use("Agg")
 
 CONFIG = "configs/classify.py:compare"
-METHOD = "finetune"
+METHODS = ("finetune", "ensemble")  # Those of every seed.
+SWEPT = "ensemble"  # What is fitted to worse and to fewer labels.
 TEST_SET = "test/pool"
 NOISE = (0.0, 0.1, 0.2)  # Beside the config's own rate of wrong training labels.
 LABELS = (250, 500, 1000)  # Beside the config's own number of training labels.
@@ -51,10 +53,9 @@ _ABOUT_SEEDS = (
     "annotators, readout and order of training; the encoder that all start from is the same."
 )
 _ABOUT_LABELS = (
-    f"Seed 0, on {TEST_SET}. All trainings have as many optimiser steps, of as many images, and "
-    "look at the validation loss about as often. The thresholds come from as many validation "
-    "labels of the same quality; where there are fewer training labels they are of other records, "
-    "because one draw gives first the training labels, then those."
+    f"Seed 0, on {TEST_SET}. The thresholds come from as many validation labels of the same "
+    "quality; where there are fewer training labels they are of other records, because one draw "
+    "gives first the training labels, then those."
 )
 
 Deciders = dict[str, measures.Measured]
@@ -77,12 +78,14 @@ class Cell:
     def command(self, runs: pathlib.Path, extra: Sequence[str]) -> list[str]:
         """The command line of the run; what makes it this cell comes last, and so counts."""
         fields = [*extra, f"seed={self.seed}"]
-        if self != Cell():
-            fields.append(f"compare={METHOD}")
+        if self.seed:
+            fields += [f"compare={','.join(METHODS)}", f"data.test_sets={TEST_SET}"]
+        elif self != Cell():
+            fields += [f"compare={SWEPT}", f"data.test_sets={TEST_SET}"]
         if self.noise is not None:
             fields.append(f"{RATE_FIELD}={self.noise}")
         if self.labels is not None:
-            fields += [f"{COUNT_FIELD}={self.labels}", *_same_steps(self.labels, extra)]
+            fields.append(f"{COUNT_FIELD}={self.labels}")
         return cells_lib.command(CONFIG, runs / self.name, fields)
 
 
@@ -111,15 +114,15 @@ def setting(field: str, extra: Sequence[str]) -> Any:
         ) from error
 
 
-def deciders(cell: Cell, results: Mapping[str, Any]) -> Deciders:
-    """How both deciders of the fine-tuned classifier do on fresh images, by their domain.
+def deciders(cell: Cell, results: Mapping[str, Any], method: str) -> Deciders:
+    """How both deciders of a method do on fresh images, by their domain.
 
     Raises UserError where a cell did not measure that.
     """
-    measured = results["sets"].get(TEST_SET, {"methods": {}})["methods"].get(METHOD)
+    measured = results["sets"].get(TEST_SET, {"methods": {}})["methods"].get(method)
     if measured is None:
         raise errors.UserError(
-            f"{cell.name}: has no {METHOD} on {TEST_SET}; leave these in --set=compare and "
+            f"{cell.name}: has no {method} on {TEST_SET}; leave these in --set=compare and "
             "--set=data.test_sets"
         )
     return {name: measures.Measured.from_json(measured[name]) for name in calibration.DECIDED}
@@ -170,27 +173,16 @@ def labels_table(rows: Mapping[tuple[int, float], Deciders]) -> str:
 
 
 def refusals(found: Mapping[Cell, Mapping[str, Any]]) -> str:
-    """Markdown: which cells' fine-tuned classifier has a decider without a threshold, and why."""
+    """Markdown: which cells have a decider without a threshold, and why."""
     lines = [
-        f"- {cell.name}: {decider['refusal']}"
+        f"- {cell.name}, {method}: {decider['refusal']}"
         for cell, results in found.items()
-        for decider in results["methods"][METHOD]["deciders"].values()
+        for method in METHODS
+        if method in results["methods"]
+        for decider in results["methods"][method]["deciders"].values()
         if decider["refusal"]
     ]
     return "\n".join(["Without a threshold, and so taking nothing:\n", *lines]) if lines else ""
-
-
-def _same_steps(count: int, extra: Sequence[str]) -> list[str]:
-    """Fields that give a training on `count` labels the default's steps and evaluations."""
-    section = {
-        name: setting(f"{METHOD}.{name}", extra)
-        for name in ("epochs", "examples", "batch_size", "eval_every")
-    }
-    batch = section["batch_size"]
-    epoch, own = (max(1, n // batch) for n in (setting(COUNT_FIELD, extra), count))
-    examples = section["examples"] or section["epochs"] * epoch * batch
-    every = max(1, round(section["eval_every"] * epoch / own))
-    return [f"{METHOD}.examples={examples}", f"{METHOD}.eval_every={every}"]
 
 
 def _defined(values: Iterable[float]) -> list[float]:
@@ -210,12 +202,16 @@ def summarise(
     found: Mapping[Cell, Mapping[str, Any]], runs: pathlib.Path, extra: Sequence[str]
 ) -> str:
     """Writes the tables and the picture of finished cells to `runs`, and returns the tables."""
-    rows = {cell: deciders(cell, results) for cell, results in found.items()}
+    seeds = [cell for cell in found if cell == Cell(cell.seed)]
+    by_seed = {
+        method: {cell.seed: deciders(cell, found[cell], method) for cell in seeds}
+        for method in METHODS
+    }
+    swept = {cell: deciders(cell, results, SWEPT) for cell, results in found.items()}
     rate, count = setting(RATE_FIELD, extra), setting(COUNT_FIELD, extra)
-    by_seed = {c.seed: row for c, row in rows.items() if c == Cell(c.seed)}
-    by_noise = {rate: rows[Cell()]} | {c.noise: r for c, r in rows.items() if c.noise is not None}
-    by_labels = {count: rows[Cell()]} | {
-        c.labels: row for c, row in rows.items() if c.labels is not None
+    by_noise = {rate: swept[Cell()]} | {c.noise: r for c, r in swept.items() if c.noise is not None}
+    by_labels = {count: swept[Cell()]} | {
+        c.labels: row for c, row in swept.items() if c.labels is not None
     }
     by_noise, by_labels = dict(sorted(by_noise.items())), dict(sorted(by_labels.items()))
     both = {(count, noise): row for noise, row in by_noise.items()}
@@ -223,18 +219,20 @@ def summarise(
     first = found[Cell()]
     blocks = [
         report.markdown({**first, "sets": {TEST_SET: first["sets"][TEST_SET]}}).strip(),
-        f"## The fine-tuned classifier: {len(by_seed)} seeds",
+        f"## {len(seeds)} seeds",
         _ABOUT_SEEDS,
-        seeds_table(by_seed),
-        lowest(by_seed),
-        "## The fine-tuned classifier: wrong labels and fewer labels",
+    ]
+    for method, rows in by_seed.items():
+        blocks += [f"### {method}", seeds_table(rows), lowest(rows)]
+    blocks += [
+        f"## Wrong labels and fewer labels: {SWEPT}",
         _ABOUT_LABELS,
         labels_table(both),
         refusals(found),
     ]
     text = "\n\n".join(block for block in blocks if block) + "\n"
     cells_lib.write(runs, text, {cell.name: results for cell, results in found.items()})
-    others = [row for seed, row in by_seed.items() if seed]
+    others = [row for seed, row in by_seed[SWEPT].items() if seed]
     target = setting("calibration.target", extra)
     domain_figure.draw(runs / "study.png", by_noise, by_labels, others, (rate, count), target)
     return text
@@ -250,5 +248,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cells_lib.define_flags("runs/domain-study", 5, "the fine-tuned classifier")
+    cells_lib.define_flags("runs/domain-study", 5, " and ".join(METHODS))
     cli.run(main)

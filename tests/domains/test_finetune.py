@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -78,8 +79,12 @@ def test_the_step_of_the_lowest_validation_loss_is_kept(fitted, validation):
     assert kept == [min(measured, key=measured.get)]
     # The loss that was measured is that of what is returned, ambiguous examples left out.
     (inputs,) = validation.batches()
+    images = inputs.images(fitted[0]._classifier.architecture.vision.image_size)
+    plain = dataclasses.replace(fitted[0]._classifier, mirrored=False)
     right = np.take_along_axis(
-        fitted[0].score(inputs), np.minimum(validation.domain, 1)[:, None], axis=1
+        np.asarray(plain(fitted[0]._params, images)),
+        np.minimum(validation.domain, 1)[:, None],
+        axis=1,
     )[:, 0]
     want = -np.log(right[validation.domain < 2]).mean()
     assert min(measured.values()) == pytest.approx(want, rel=1e-4)
@@ -135,6 +140,17 @@ def test_a_saved_one_scores_the_same(fitted, validation):
     (inputs,) = validation.batches()
     np.testing.assert_array_equal(loaded.score(inputs), fitted[0].score(inputs))
     assert loaded.describe() == fitted[0].describe()
+
+
+def test_trained_on_mirrored_images_it_is_the_mean_of_both(fitted, validation):
+    done = fitted[0]
+    (inputs,) = validation.batches()
+    images = inputs.images(done._classifier.architecture.vision.image_size)
+    plain = dataclasses.replace(done._classifier, mirrored=False)
+    ways = [np.asarray(plain(done._params, x)) for x in (images, images[:, :, ::-1])]
+    assert np.abs(ways[0] - ways[1]).max() > 1e-3
+    np.testing.assert_allclose(done.score(inputs), sum(ways)[:, :2] / 2, rtol=1e-5, atol=1e-7)
+    assert "mirror image" in done.describe()
 
 
 def test_frozen_trains_the_readout_alone(train, validation, tmp_path):

@@ -3,16 +3,12 @@
 import json
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from clipdg_jax import errors
 from clipdg_jax.domains import calibration, report, scores
-from clipdg_jax.domains.methods import finetune
-from clipdg_jax.models import config as model_config
-from clipdg_jax.training import sharding
 from configs import classify
 from tools import domain_study
 from tools.domain_study import Cell
@@ -47,7 +43,7 @@ def _scored(seed, separation, n=1500):
     return scores.Scores(keys, domain, p[:, :2].astype(np.float32), np.ones(n, bool))
 
 
-def _results(seed, separation, methods=("finetune",), target=0.95):
+def _results(seed, separation, methods, target=0.95):
     """What a run leaves, of scores that were drawn at random."""
     compared = []
     for i, method in enumerate(methods):
@@ -68,12 +64,14 @@ def _results(seed, separation, methods=("finetune",), target=0.95):
 def found():
     """All cells. The noisiest labels leave no threshold."""
     separation = {"seed0": 6, "noise0.1": 4, "noise0.2": 1, "labels250": 3.6, "labels500": 4.2}
+
+    def methods(cell):
+        if cell == Cell():
+            return ("finetune", "gram", "ensemble")
+        return ("finetune", "ensemble") if cell.seed else ("ensemble",)
+
     return {
-        cell: _results(
-            seed,
-            separation.get(cell.name, 5),
-            ("finetune", "gram") if cell == Cell() else ("finetune",),
-        )
+        cell: _results(seed, separation.get(cell.name, 5), methods(cell))
         for seed, cell in enumerate(domain_study.cells(seeds=3))
     }
 
@@ -92,7 +90,8 @@ def test_cells_are_the_studys():
     assert config.compare == default.compare
     for cell in made[1:]:
         _, config = _fields(cell)
-        assert config.compare == "finetune"
+        assert config.compare == ("finetune,ensemble" if cell.seed else "ensemble")
+        assert config.data.test_sets == "test/pool"
         assert config.seed == cell.seed
         simulate = default.labels.simulate
         expected = simulate.train_noise if cell.noise is None else cell.noise
@@ -101,26 +100,6 @@ def test_cells_are_the_studys():
         for same in ("validation", "test", "folds", "min_annotators"):
             assert config.labels[same] == default.labels[same]
     assert f"--workdir={RUNS / 'noise0.1'}" in Cell(noise=0.1).command(RUNS, [])
-
-
-@pytest.mark.parametrize("extra", [[], ["finetune.epochs=7", "labels.simulate.train=1600"]])
-def test_fewer_labels_have_as_many_steps_and_evaluations(extra):
-    """By the plan that the training itself is made from."""
-    mesh = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
-
-    def plan(cell):
-        _, config = _fields(cell, extra)
-        model = {**config.encoder.model.to_dict(), "dtype": config.dtype}
-        architecture = model_config.from_config(model)
-        count = config.labels.simulate.train
-        return finetune.plan(config.finetune, architecture, mesh, examples=count)
-
-    default = plan(Cell())
-    for count in domain_study.LABELS:
-        made = plan(Cell(labels=count))
-        assert made.steps == default.steps
-        assert made.epoch_steps < default.epoch_steps
-        assert made.evaluate_every == pytest.approx(default.evaluate_every, rel=0.2)
 
 
 def test_settings_move_the_default_but_not_the_cells():
@@ -142,25 +121,10 @@ def test_tables_tell_what_the_runs_measured(found, tmp_path):
     saved = json.loads((tmp_path / "study.json").read_text())
     assert saved == {cell.name: results for cell, results in found.items()}
 
-    def figure(cell, domain, name):
-        return found[cell]["sets"]["test/pool"]["methods"]["finetune"][domain][name]
-
     lines = text.splitlines()
     assert sum(line.startswith(("| natural | gram", "| rendition | gram")) for line in lines) == 2
-    seeds = [Cell(seed) for seed in range(3)]
-    low = next(line for line in lines if line.startswith("| lowest"))
-    mean = next(line for line in lines if line.startswith("| mean"))
-    columns = [(d, f) for d in ("natural", "rendition") for f in ("precision", "recall")]
-    values = np.array([[100 * figure(cell, d, f)["value"] for d, f in columns] for cell in seeds])
-    assert [float(cell) for cell in low.split("|")[2:-1]] == pytest.approx(values.min(0), abs=0.05)
-    assert [float(cell) for cell in mean.split("|")[2:-1]] == pytest.approx(
-        values.mean(0), abs=0.05
-    )
-    precision, recall = values[:, ::2].min(), values[:, 1::2].min()
-    assert (
-        f"Lowest of all seeds and deciders: true precision {precision:.1f} %, "
-        f"recall {recall:.1f} %." in lines
-    )
+    for method in domain_study.METHODS:
+        _check_seeds(found, lines[lines.index(f"### {method}") :], method)
     # The default is told among the rates and among the counts once.
     rows = [
         line.split("|")[1:3]
@@ -175,16 +139,32 @@ def test_tables_tell_what_the_runs_measured(found, tmp_path):
         *((count, 5) for count in (250, 500, 1000)),
     ]
     # What takes nothing is told, with its reason.
-    refused = [line for line in lines if line.startswith("- noise0.2: ")]
+    refused = [line for line in lines if line.startswith("- noise0.2, ensemble: ")]
     assert len(refused) == 2
     assert all("no threshold reaches precision 0.95" in line for line in refused)
     row = next(line for line in lines if line.startswith("| 2000 | 20 |"))
     assert row.startswith("| 2000 | 20 | - | 0.0 (")
 
 
+def _check_seeds(found, lines, method):
+    """The first table of seeds in `lines` tells what the runs measured of a method."""
+    seeds = [Cell(seed) for seed in range(3)]
+    columns = [(d, f) for d in ("natural", "rendition") for f in ("precision", "recall")]
+    sets = [found[cell]["sets"]["test/pool"]["methods"][method] for cell in seeds]
+    values = np.array([[100 * one[d][f]["value"] for d, f in columns] for one in sets])
+    for name, expected in (("lowest", values.min(0)), ("mean", values.mean(0))):
+        row = next(line for line in lines if line.startswith(f"| {name}"))
+        assert [float(cell) for cell in row.split("|")[2:-1]] == pytest.approx(expected, abs=0.05)
+    precision, recall = values[:, ::2].min(), values[:, 1::2].min()
+    assert next(line for line in lines if line.startswith("Lowest")) == (
+        f"Lowest of all seeds and deciders: true precision {precision:.1f} %, "
+        f"recall {recall:.1f} %."
+    )
+
+
 def test_a_seed_without_a_threshold_is_counted():
     rows = {
-        seed: domain_study.deciders(Cell(seed), _results(seed, separation))
+        seed: domain_study.deciders(Cell(seed), _results(seed, separation, ("gram",)), "gram")
         for seed, separation in enumerate((6, 1))
     }
     told = domain_study.lowest(rows)
@@ -197,10 +177,10 @@ def test_a_seed_without_a_threshold_is_counted():
 
 def test_a_cell_without_the_measure_is_named(found):
     with pytest.raises(errors.UserError, match="seed0: has no finetune on test/pool"):
-        domain_study.deciders(Cell(), {"sets": {}})
+        domain_study.deciders(Cell(), {"sets": {}}, "finetune")
     other = _results(0, 5, methods=("gram",))
     with pytest.raises(errors.UserError, match="noise0: has no finetune on test/pool"):
-        domain_study.deciders(Cell(noise=0.0), other)
+        domain_study.deciders(Cell(noise=0.0), other, "finetune")
 
 
 def test_the_picture_has_both_domains_colours(found, tmp_path):
