@@ -133,13 +133,8 @@ def _write(
         "rendition": probability[:, 1],
         "decision": [calibration.DECISIONS[i] for i in decision.tolist()],
     }
-    unfinished = files.temporary(out)
-    try:
+    with files.whole(out) as unfinished:
         pq.write_table(pa.table(columns), unfinished, compression="zstd")
-        files.publish(unfinished, out)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
 if __name__ == "__main__":

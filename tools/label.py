@@ -4,6 +4,7 @@ r"""Labels images as natural, rendition or ambiguous, on a page in the browser.
     python -m tools.label --dataset=demo/pool --labels=labels.sqlite --annotator=ben \
         --order=uncertain --scores=scores.parquet --count=500
     python -m tools.label --dataset=demo/pool --labels=labels.sqlite --annotator=carla --adjudicate
+    python -m tools.label --dataset=demo/natural --labels=audit.sqlite --annotator=anna --draw=1
     python -m tools.label --labels=labels.sqlite --agreement
     python -m tools.label --labels=labels.sqlite --export=labels.parquet
 
@@ -15,7 +16,8 @@ with --adjudicate.
 Orders: `random` and `audit` draw at random (their labels may calibrate a classifier), with the
 same --seed nested and independent of each other; `uncertain` begins with what a classifier is
 least sure of, by a Parquet file with the columns key, natural and rendition; `disagreement` with
-the images on which annotators differ most.
+the images on which annotators differ most. With --exclude=runs/dedup/duplicates.parquet no
+duplicate is drawn at random. --draw takes a draw that is in the file, such as a job audit made.
 
 The server answers this machine only. Another --host needs a token, which is made if none is
 given; the connection itself is not encrypted, so that an SSH tunnel is the better way.
@@ -35,11 +37,13 @@ import waitress
 from absl import flags
 
 from clipdg_jax.data import resolve
-from clipdg_jax.domains import agreement, label_table, labels, orders
+from clipdg_jax.domains import agreement, exclusion, label_table, labels, orders
 from clipdg_jax.domains.labelling import desk, server
 from clipdg_jax.errors import UserError
 from tools import cli
 
+ORDERS = ("random", "uncertain", "disagreement", "audit")
+_AT_RANDOM = {"random": orders.random, "audit": orders.audit}
 _DEFAULT_COUNT = 1000
 
 
@@ -53,21 +57,24 @@ def choose_draw(
     seed: int = 0,
     scores: str | None = None,
     adjudicate: bool = False,
+    exclude: orders.Exclude = frozenset(),
 ) -> int:
     """The draw to work on: the one begun before, or a new one, recorded in the store.
 
     Args:
         store, source: where labels go, what is labelled.
         annotators: who will work on it.
-        order: one of `labels.ORDERS`.
+        order: one of `ORDERS`.
         count: records to draw; None is 1000 or all there are. Disagreements come all.
         seed: of the draw at random.
         scores: Parquet file for the order `uncertain`.
         adjudicate: the undecided disagreements, whatever `order` says.
+        exclude: records that are not drawn at random.
 
     Raises UserError like `orders`, and where `uncertain` has no scores.
     """
-    n = min(_DEFAULT_COUNT, len(source)) if count is None else count
+    population = orders.allowed(source, exclude)
+    n = min(_DEFAULT_COUNT, population) if count is None else count
     if adjudicate:
         items = orders.disagreement(store, source)
         return store.add_draw(source, "disagreement", 0, items)
@@ -83,8 +90,8 @@ def choose_draw(
         if scores is None:
             raise UserError("--scores: missing; --order=uncertain needs a classifier's scores")
         return store.add_draw(source, order, 0, orders.uncertain(source, scores, n))
-    draws_at_random = {"random": orders.random, "audit": orders.audit}
-    draw = store.add_draw(source, order, seed, draws_at_random[order](source, n, seed))
+    items = _AT_RANDOM[order](source, n, seed, exclude)
+    draw = store.add_draw(source, order, seed, items, population)
     for name in annotators:
         _carry_over(store, draw, name)
     return draw
@@ -153,21 +160,29 @@ def main(argv: Sequence[str]) -> None:
         return
     if values.dataset is None:
         raise UserError("--dataset: missing; name a dataset below --data_root, or a path")
+    if values.exclude and (values.order not in _AT_RANDOM or values.adjudicate):
+        raise UserError("--exclude: only goes with the orders random and audit; leave it out")
+    if values.draw is not None and (values.adjudicate or values.exclude):
+        raise UserError("--draw: is chosen already; leave out --adjudicate and --exclude")
     access = make_access([n.strip() for n in values.annotator], values.host, values.token)
     source = resolve.resolve(values.dataset, values.data_root)
     with labels.Store(values.labels) as store:
         for name in access.annotators:
             store.set_all(name, 0, {})  # sets nothing, and refuses what is no name
-        draw = choose_draw(
-            store,
-            source,
-            access.annotators,
-            order=values.order,
-            count=values.count,
-            seed=values.seed,
-            scores=values.scores,
-            adjudicate=values.adjudicate,
-        )
+        if values.draw is not None:
+            draw = values.draw
+        else:
+            draw = choose_draw(
+                store,
+                source,
+                access.annotators,
+                order=values.order,
+                count=values.count,
+                seed=values.seed,
+                scores=values.scores,
+                adjudicate=values.adjudicate,
+                exclude=exclusion.read(values.exclude, source) if values.exclude else frozenset(),
+            )
         kind = desk.Adjudication if values.adjudicate else desk.Desk
         _serve(kind(store, source, draw), access, values.grid, values.port)
 
@@ -201,12 +216,14 @@ if __name__ == "__main__":
     flags.DEFINE_string("dataset", None, "What to label: a name below --data_root, or a path.")
     flags.DEFINE_string("labels", None, "SQLite file of the labels; made where there is none.")
     flags.DEFINE_list("annotator", [], "Who labels: one name, or several with commas.")
-    flags.DEFINE_enum("order", "random", labels.ORDERS, "Which images, in which order.")
+    flags.DEFINE_enum("order", "random", ORDERS, "Which images, in which order.")
     flags.DEFINE_integer(
         "count", None, f"Images to draw; {_DEFAULT_COUNT} or all if not given.", lower_bound=1
     )
     flags.DEFINE_integer("seed", 0, "Of the draw, and of the intervals of --agreement.")
     flags.DEFINE_string("scores", None, "Parquet file with key, natural, rendition.")
+    flags.DEFINE_string("exclude", None, "Parquet of keys that are not drawn at random.")
+    flags.DEFINE_integer("draw", None, "A draw of the file, by its number.", lower_bound=1)
     flags.DEFINE_integer("grid", 5, "Images a side of the page.", lower_bound=1, upper_bound=12)
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; beyond loopback with tokens.")
     flags.DEFINE_integer("port", 8640, "Port to listen on; 0 takes a free one.", lower_bound=0)

@@ -57,16 +57,32 @@ def make_directory(path: Path) -> None:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a small text file atomically; UserError when it cannot be written."""
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Makes a file appear whole or not at all: what is written to the name given becomes `path`.
+
+    Whatever stops the writing, what was at `path` stays. Raises UserError where the system refuses.
+    """
     unfinished = temporary(path)
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        yield unfinished
         publish(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise_if_unwritable(path, error)
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror or error}); mend that or choose "
+                "another place"
+            ) from error
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small text file atomically; UserError when it cannot be written."""
+    with whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -105,16 +105,12 @@ def write_state(directory: pathlib.Path, state: method_lib.State) -> None:
     files.make_directory(directory)
     # In C order, which the format takes for granted, without making a vector of a scalar.
     arrays = {name: np.asarray(value, order="C") for name, value in state.arrays.items()}
-    unfinished = files.temporary(directory / STATE)
-    try:
-        meta = {_META: json.dumps(dict(state.meta))}
-        safetensors.numpy.save_file(arrays, unfinished, metadata=meta)
-        files.publish(unfinished, directory / STATE)
-    except (OSError, safetensors.SafetensorError) as error:
-        unfinished.unlink(missing_ok=True)
-        raise UserError(
-            f"{directory / STATE}: cannot be written ({error}); free some space and run it again"
-        ) from error
+    meta = {_META: json.dumps(dict(state.meta))}
+    with files.whole(directory / STATE) as unfinished:
+        try:
+            safetensors.numpy.save_file(arrays, unfinished, metadata=meta)
+        except safetensors.SafetensorError as error:
+            raise OSError(str(error)) from error  # which it is
 
 
 def read_state(directory: pathlib.Path) -> method_lib.State:

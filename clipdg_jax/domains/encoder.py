@@ -44,9 +44,9 @@ class Encoder:
         """Features of length 1."""
         return apply_batched(self.model.encode_image, self.params, images, self.mesh)
 
-    def arrays(self, prefix: str = "") -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, np.ndarray]:
         """The parameters on the host, to be saved."""
-        return {prefix + name: np.asarray(value) for name, value in self.params.items()}
+        return {name: np.asarray(value) for name, value in self.params.items()}
 
 
 def scratch(

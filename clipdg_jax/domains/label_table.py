@@ -132,13 +132,8 @@ def export(store: labels.Store, path: str | os.PathLike[str]) -> LabelTable:
     if path.exists() and not _is_export(path):
         raise UserError(f"{path}: is not an export of labels; move it or choose another name")
     table = from_store(store)
-    unfinished = files.temporary(path)
-    try:
+    with files.whole(path) as unfinished:
         pq.write_table(table.table, unfinished, compression="zstd")
-        files.publish(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise UserError(f"{path}: {error.strerror or error}; mend it or choose another") from error
     return table
 
 

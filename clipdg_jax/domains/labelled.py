@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import ml_collections
@@ -18,6 +18,7 @@ from clipdg_jax.errors import UserError
 PARTS = ("train", "validation", "test")
 
 Examples = examples_lib.Examples
+_NOTHING: Mapping[str, Set[str]] = {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,36 +36,42 @@ class Read:
     provenance: Mapping[str, Any]
 
 
-def read(path: str, sources: Sequence[resolve.Source]) -> Read:
+def read(
+    path: str, sources: Sequence[resolve.Source], exclude: Mapping[str, Set[str]] = _NOTHING
+) -> Read:
     """Labels of a store or file, one domain a record.
 
     Args:
       path: what `label_table.read` takes.
       sources: the datasets that were labelled; labels of others are counted and left out.
+      exclude: a dataset's fingerprint -> the keys whose labels are counted and left out.
 
     Raises:
       UserError: a key is unknown, or no label is of these datasets.
     """
     agreed = label_table.consensus(label_table.read(path))
-    parts, taken = [], []
+    parts, taken, excluded = [], [], 0
     for source in sources:
-        rows = np.array(
-            [i for i in range(len(agreed)) if _is_about(agreed, i, source, sources)], np.int64
-        )
+        about = [i for i in range(len(agreed)) if _is_about(agreed, i, source, sources)]
+        barred = exclude.get(source.fingerprint, frozenset())
+        rows = np.array([i for i in about if agreed.key[i] not in barred], np.int64)
+        excluded += len(about) - len(rows)
         if len(rows):
             parts.append(_located(agreed.subset(rows), source))
             taken.append(rows)
     if not parts:
         names = ", ".join(source.name for source in sources)
+        besides = f" ({excluded} are excluded)" if excluded else ""
         raise UserError(
-            f"{path}: none of its {len(agreed)} labels is of {names}; name the datasets that were "
-            "labelled in config.data.datasets"
+            f"{path}: none of its {len(agreed)} labels is of {names}{besides}; name the datasets "
+            "that were labelled in config.data.datasets"
         )
     own = agreed.subset(np.concatenate(taken))
     provenance = {
         "labels": path,
         "records": len(own),
-        "of_other_datasets": len(agreed) - len(own),
+        "of_other_datasets": len(agreed) - len(own) - excluded,
+        "excluded": excluded,
         "ties": agreed.ties,
         "adjudicated": int(own.adjudicated.sum()),
         "from_random_draws": int(own.random.sum()),
@@ -93,12 +100,21 @@ def split(read: Read, config: ml_collections.ConfigDict, seed: int) -> dict[str,
     return dict(zip(PARTS, (read.examples.subset(rows) for rows in parts), strict=True))
 
 
-def of_records(sources: Sequence[resolve.Source]) -> Read:
-    """Every record of the datasets with the domain that it names itself.
+def of_records(
+    sources: Sequence[resolve.Source], exclude: Mapping[str, Set[str]] = _NOTHING
+) -> Read:
+    """Every record of the datasets, save those excluded, with the domain that it names itself.
 
     That counts as decided, and all records as drawn. Raises UserError where one names none.
     """
-    parts = [examples_lib.everything(source) for source in sources]
+    parts, excluded = [], 0
+    for source in sources:
+        whole, barred = (
+            examples_lib.everything(source),
+            exclude.get(source.fingerprint, frozenset()),
+        )
+        parts.append(whole.subset(np.array([key not in barred for key in whole.keys], bool)))
+        excluded += len(whole) - len(parts[-1])
     for source, part in zip(sources, parts, strict=True):
         unknown = np.flatnonzero(part.domain < 0)
         if len(unknown):
@@ -108,6 +124,7 @@ def of_records(sources: Sequence[resolve.Source]) -> Read:
             )
     data = examples_lib.join(parts)
     n = len(data)
+    provenance = {"labels": "the records' own domains", "records": n, "excluded": excluded}
     consensus = label_table.Consensus(
         key=data.keys,
         dataset=tuple(sources[i].name for i in data.source.tolist()),
@@ -122,7 +139,7 @@ def of_records(sources: Sequence[resolve.Source]) -> Read:
         ties=0,
         few=0,
     )
-    return Read(data, consensus, {"labels": "the records' own domains", "records": n})
+    return Read(data, consensus, provenance)
 
 
 def fingerprint(path: str) -> str:

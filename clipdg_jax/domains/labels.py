@@ -23,9 +23,11 @@ from clipdg_jax.data import files, resolve, schema
 from clipdg_jax.domains import label_file
 from clipdg_jax.errors import UserError
 
-ORDERS = ("random", "uncertain", "disagreement", "audit")
-# Each record of the dataset had a known chance of being drawn: these labels may calibrate.
+ORDERS = ("random", "uncertain", "disagreement", "audit", "stratified")
+# Each record of the population had the same known chance of being drawn: these may calibrate.
 RANDOM_ORDERS = ("random", "audit")
+# Each had a known chance; in a stratified draw chances differ, so that figures need weights.
+KNOWN_ORDERS = (*RANDOM_ORDERS, "stratified")
 
 _MAX_NAME = 64
 
@@ -48,7 +50,7 @@ class Draw:
     """Where a list of records came from.
 
     dataset: its name. fingerprint: of the dataset's content. order: one of `ORDERS`. size: records
-    drawn. population: records in the dataset when they were drawn. time: seconds since 1970.
+    drawn. population: records that could have been drawn. time: seconds since 1970.
     """
 
     id: int
@@ -106,7 +108,12 @@ class Store:
         self._file.close()
 
     def add_draw(
-        self, dataset: resolve.Source, order: str, seed: int, items: Sequence[Item]
+        self,
+        dataset: resolve.Source,
+        order: str,
+        seed: int,
+        items: Sequence[Item],
+        population: int | None = None,
     ) -> int:
         """Records a draw from `dataset` and returns its id; the same draw again keeps its id.
 
@@ -115,7 +122,8 @@ class Store:
             order: how the items were chosen and ordered, one of `ORDERS`.
             seed: of the draw; 0 where the order has none.
             items: the records in the order in which they are to be labelled, as `orders` makes
-                them. Probabilities must be known for the orders in `RANDOM_ORDERS`.
+                them. Probabilities must be known for the orders in `KNOWN_ORDERS`.
+            population: how many records could have been drawn; None is all of the dataset.
 
         Raises:
             UserError: two of the items have one key.
@@ -126,7 +134,11 @@ class Store:
             raise ValueError(f"order {order!r}; must be one of {ORDERS}")
         if not items or not all(0 <= item.index < len(dataset) for item in items):
             raise ValueError(f"need items with indices below {len(dataset)}")
-        if order in RANDOM_ORDERS and not all(0 < item.probability <= 1 for item in items):
+        if population is None:
+            population = len(dataset)
+        if not len(items) <= population <= len(dataset):
+            raise ValueError(f"{len(items)} items of a population of {population}")
+        if order in KNOWN_ORDERS and not all(0 < item.probability <= 1 for item in items):
             raise ValueError(f"a draw in {order} order needs the probability of each item")
         seen: set[str] = set()
         for item in items:
@@ -148,7 +160,7 @@ class Store:
             draw = connection.execute(
                 'INSERT INTO draws (fingerprint, "order", seed, items, dataset, population, time) '
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*identity, dataset.name, len(dataset), time.time()),
+                (*identity, dataset.name, population, time.time()),
             ).lastrowid
             # SQLite has no NaN; it would become NULL, so that is what is written.
             rows = [

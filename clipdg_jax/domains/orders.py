@@ -1,56 +1,90 @@
 """Which records to label, and in which order: the items of a draw.
 
-Random and audit draws give every record of the dataset the same known chance, so that what is
-measured on them holds for all of it. The other two choose by a rule: good for training and for
-settling disputes, but never to calibrate.
+Random and audit draws give every record of the dataset, save those excluded, the same known
+chance, so that what is measured on them holds for all of it. The other two choose by a rule: good
+for training and for settling disputes, but never to calibrate.
 """
 
 from __future__ import annotations
 
 import collections
+import collections.abc
 import logging
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from clipdg_jax.data import resolve, shards, shuffle
 from clipdg_jax.domains import label_table, labels
 from clipdg_jax.errors import UserError
 
+# Records that are not to be drawn: their keys, all of which must be the dataset's
+# (`exclusion.read` sees to that), or a mask of its records.
+Exclude = collections.abc.Set[str] | Bool[np.ndarray, " records"]
 
-def random(source: resolve.Source, n: int, seed: int) -> list[labels.Item]:
+
+def random(
+    source: resolve.Source, n: int, seed: int, exclude: Exclude = frozenset()
+) -> list[labels.Item]:
     """`n` records drawn at random without replacement, in random order.
 
-    Draws of one seed are nested: a larger one begins with the smaller. Records that are damaged
-    on disk are left out, with a warning, so that there may be fewer than `n`; each of the others
-    was drawn with probability n / len(source) all the same.
+    Draws of one seed are nested: a larger one begins with the smaller, and to exclude records only
+    takes them out of the order. Records that are damaged on disk are left out, with a warning, so
+    that there may be fewer than `n`; each of the others was drawn with probability n / `allowed`
+    all the same.
 
-    Raises UserError unless 1 <= n <= len(source).
+    Raises UserError unless 1 <= n <= allowed(source, exclude).
     """
-    return _drawn(source, n, shuffle.seed_of("random", seed))
+    return _drawn(source, n, shuffle.seed_of("random", seed), exclude)
 
 
-def audit(source: resolve.Source, n: int, seed: int) -> list[labels.Item]:
+def audit(
+    source: resolve.Source, n: int, seed: int, exclude: Exclude = frozenset()
+) -> list[labels.Item]:
     """Like `random`, but independent of the random draw that has the same seed.
 
     For a human check of what a classifier decided, on records that it was not fitted to.
     """
-    return _drawn(source, n, shuffle.seed_of("audit", seed))
+    return _drawn(source, n, shuffle.seed_of("audit", seed), exclude)
 
 
-def _drawn(source: resolve.Source, n: int, seed: int) -> list[labels.Item]:
-    if not 1 <= n <= len(source):
+def allowed(source: resolve.Source, exclude: Exclude = frozenset()) -> int:
+    """How many records of the dataset may be drawn: the population of a draw."""
+    if isinstance(exclude, np.ndarray):
+        if exclude.shape != (len(source),) or exclude.dtype != bool:
+            raise ValueError(f"exclude needs one bool for each of the {len(source)} records")
+        return len(source) - int(exclude.sum())
+    return len(source) - len(exclude)
+
+
+def _drawn(source: resolve.Source, n: int, seed: int, exclude: Exclude) -> list[labels.Item]:
+    population = allowed(source, exclude)
+    if not 1 <= n <= population:
+        besides = len(source) - population
         raise UserError(
-            f"{source.name}: cannot draw {n} of its {len(source)} records; ask for 1 to "
-            f"{len(source)}"
+            f"{source.name}: cannot draw {n} of its {population} records"
+            f"{f' (besides {besides} excluded)' if besides else ''}; "
+            + (f"ask for 1 to {population}" if population > 0 else "exclude fewer")
         )
-    chosen = shuffle.Permutation(len(source), seed)(np.arange(n))
-    return _items(source, chosen.tolist(), n / len(source))
+    order = shuffle.Permutation(len(source), seed)
+    chosen: list[tuple[int, str | None]] = []
+    seen = 0
+    while len(chosen) < n and seen < len(source):
+        stop = min(seen + n - len(chosen), len(source))
+        for index in order(np.arange(seen, stop)).tolist():
+            if isinstance(exclude, np.ndarray):
+                if not exclude[index]:
+                    chosen.append((index, _key(source, index)))
+            elif (key := _key(source, index)) not in exclude:
+                chosen.append((index, key))
+        seen = stop
+    return _items(source, chosen, n / population)
 
 
 def uncertain(
@@ -86,7 +120,8 @@ def uncertain(
     order = np.argsort(margin, kind="stable")[: min(n, int(np.isfinite(margin).sum()))]
     if not len(order):
         raise UserError(f"{source.name}: no record has a score; score the dataset first")
-    return _items(source, order.tolist(), math.nan)
+    chosen = [(index, _key(source, index)) for index in order.tolist()]
+    return _items(source, chosen, math.nan)
 
 
 def _read_scores(source: resolve.Source, path: Path) -> np.ndarray:
@@ -148,13 +183,11 @@ def disagreement(store: labels.Store, source: resolve.Source) -> list[labels.Ite
     return [labels.Item(index, key) for index, key in ranked]
 
 
-def _items(source: resolve.Source, chosen: list[int], probability: float) -> list[labels.Item]:
-    keys = [_key(source, index) for index in chosen]
-    items = [
-        labels.Item(index, key, probability)
-        for index, key in zip(chosen, keys, strict=True)
-        if key is not None
-    ]
+def _items(
+    source: resolve.Source, chosen: Sequence[tuple[int, str | None]], probability: float
+) -> list[labels.Item]:
+    """The chosen records as items; those without a key are damaged."""
+    items = [labels.Item(index, key, probability) for index, key in chosen if key is not None]
     if len(items) < len(chosen):
         logging.warning(
             "%s: %d of %d drawn records are damaged and left out",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.axes
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from clipdg_jax.data import schema
+from clipdg_jax.data import files, schema
 from clipdg_jax.domains import calibration, measures
 from clipdg_jax.evaluation import plots, sheets
 
@@ -170,9 +171,8 @@ def _cell(image: np.ndarray, score: float, domain: int) -> sheets.Cell:
 
 
 def _save(page: Image.Image, path: str | os.PathLike[str]) -> None:
-    unfinished = f"{os.fspath(path)}.partial"
-    page.save(unfinished, format="png", optimize=True)
-    os.replace(unfinished, path)
+    with files.whole(pathlib.Path(path)) as unfinished:
+        page.save(unfinished, format="png", optimize=True)
 
 
 def _axes(axes: matplotlib.axes.Axes) -> None:

@@ -80,13 +80,8 @@ def write(path: Path, sets: Mapping[str, Scores]) -> None:
         "valid": rows.valid,
     }
     files.make_directory(path.parent)
-    unfinished = files.temporary(path)
-    try:
+    with files.whole(path) as unfinished:
         pq.write_table(pa.table(columns), unfinished, compression="zstd")
-        files.publish(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def read(path: Path) -> dict[str, Scores]:

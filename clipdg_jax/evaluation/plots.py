@@ -17,6 +17,7 @@ import matplotlib.patches
 import matplotlib.ticker
 import numpy as np
 
+from clipdg_jax.data import files
 from clipdg_jax.evaluation import stats, zero_shot
 from clipdg_jax.training import metrics
 
@@ -237,6 +238,5 @@ def _legend(figure: matplotlib.figure.Figure, handles: Sequence[matplotlib.artis
 
 def save(figure: matplotlib.figure.Figure, path: str | os.PathLike[str]) -> None:
     """Writes a PNG, whole or not at all."""
-    temporary = f"{os.fspath(path)}.partial"
-    figure.savefig(temporary, format="png", dpi=150)
-    os.replace(temporary, path)
+    with files.whole(pathlib.Path(path)) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=150)

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Float32, Int
 
-from clipdg_jax.errors import UserError
+from clipdg_jax.data import files
 
 TOP5_MIN_CLASSES = 10  # with fewer classes, top-5 says little
 _ROWS = 4096  # images scored at once: bounds the memory of a 1000-class test set to 16 MB
@@ -145,12 +146,8 @@ def write(
         columns["correct"].append(pa.array(p.prediction == p.label))
     table = pa.table({name: pa.chunked_array(parts) for name, parts in columns.items()})
     table = table.unify_dictionaries().replace_schema_metadata(origin)
-    temporary = f"{os.fspath(path)}.partial"
-    try:
-        pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; free some space or mend it") from error
+    with files.whole(pathlib.Path(path)) as unfinished:
+        pq.write_table(table, unfinished, compression="zstd")
 
 
 def _repeat(value: str, n: int) -> pa.DictionaryArray:

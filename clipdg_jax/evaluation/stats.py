@@ -5,12 +5,13 @@ import statistics
 from collections.abc import Sequence
 
 
-def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(correct: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion, without continuity correction.
 
     (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), with p = correct/n and z the normal
     quantile of the two-sided `confidence` (Wilson 1927; method 3 of Newcombe 1998). Unlike
-    p -+ z sqrt(p(1-p)/n), it stays within [0, 1] and is honest for accuracies near 0 and 1.
+    p -+ z sqrt(p(1-p)/n), it stays within [0, 1] and is honest for accuracies near 0 and 1. An
+    effective number of trials need not be whole.
 
     Raises ValueError unless n >= 1, 0 <= correct <= n and 0 < confidence < 1.
     """

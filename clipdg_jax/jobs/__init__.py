@@ -7,7 +7,7 @@ import ml_collections
 
 from clipdg_jax import errors
 
-JOBS = ("pretrain", "evaluate", "classify")
+JOBS = ("pretrain", "evaluate", "classify", "dedup", "curate", "audit")
 
 
 def module(config: ml_collections.ConfigDict) -> ModuleType:

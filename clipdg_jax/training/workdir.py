@@ -30,8 +30,10 @@ OPERATIONAL = (
     "keep_checkpoints",
     "log_every",
     "mesh",
+    "processes",
     "profile_start",
     "profile_steps",
+    "ram_gib",
 )
 
 

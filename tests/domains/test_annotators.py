@@ -88,6 +88,18 @@ def test_saying_it_again_changes_nothing_and_another_seed_says_something_else(st
         assert {x.key for x in other.labels()} != {x.key for x in before[0]}
 
 
+def test_excluded_records_are_not_labelled(tmp_path):
+    out = {f"pool/{i}" for i in range(0, 5000, 4)}
+    with labels.Store(tmp_path / "labels.sqlite") as store:
+        annotators.simulate(store, POOL, TRUTH, **SETTINGS, exclude=out)
+        (draw,) = store.draws()
+        assert (draw.size, draw.population) == (3500, 3750)
+        assert {item.probability for item in store.items(draw.id)} == {3500 / 3750}
+        assert out.isdisjoint(label.key for label in store.labels())
+        with pytest.raises(UserError, match="cannot draw 3751 of its 3750 records"):
+            annotators.simulate(store, POOL, TRUTH, **{**SETTINGS, "train": 1751}, exclude=out)
+
+
 def test_settings_that_cannot_be(tmp_path):
     with labels.Store(tmp_path / "labels.sqlite") as store:
         for wrong, error, match in (

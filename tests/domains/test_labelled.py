@@ -51,6 +51,19 @@ def test_labels_find_their_records(pool, store):
     assert (told["from_random_draws"], told["annotators_per_record"]) == (50, 70 / 50)
 
 
+def test_excluded_records_are_counted_and_left_out(pool, store):
+    whole = labelled.read(str(store), [pool])
+    out = set(whole.examples.keys[:20])
+    read = labelled.read(str(store), [pool], {pool.fingerprint: out, "another": {"pool/1"}})
+    assert read.examples.keys == whole.examples.keys[20:]
+    assert read.examples.domain.tolist() == whole.examples.domain.tolist()[20:]
+    assert list(read.consensus.key) == list(read.examples.keys)
+    told = read.provenance
+    assert (told["records"], told["excluded"], told["of_other_datasets"]) == (30, 20, 0)
+    with pytest.raises(UserError, match=r"none of its 50 labels is of pool \(50 are excluded\)"):
+        labelled.read(str(store), [pool], {pool.fingerprint: set(whole.examples.keys)})
+
+
 def test_splits_are_disjoint_and_of_enough_annotators(pool, store):
     read = labelled.read(str(store), [pool])
     parts = labelled.split(read, config(), seed=3)

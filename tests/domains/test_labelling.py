@@ -336,6 +336,20 @@ def test_draws_begin_where_they_were_left(store):
         label.choose_draw(store, source, ["anna"], order="uncertain")
 
 
+def test_excluded_records_are_not_drawn(store):
+    source = Photos()
+    out = {f"photos/{i}" for i in range(10)}
+    for order in ("random", "audit"):
+        draw = label.choose_draw(store, source, ["anna"], order=order, exclude=out)
+        found = next(d for d in store.draws() if d.id == draw)
+        assert (found.size, found.population) == (20, 20)
+        assert out.isdisjoint(item.key for item in store.items(draw))
+        whole = [
+            item.key for item in store.items(label.choose_draw(store, source, [], order=order))
+        ]
+        assert [item.key for item in store.items(draw)] == [k for k in whole if k not in out]
+
+
 def run(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "tools.label", *arguments],
@@ -371,6 +385,7 @@ def test_agreement_and_export_from_the_command_line(store, tmp_path):
         (["--labels={}/l", "--annotator=a"], "--dataset: missing"),
         (["--labels={}/l", "--dataset=none"], "--annotator: give one name"),
         (["--labels={}/l", "--dataset={}/none", "--annotator=a"], "no such dataset"),
+        (["--labels=l", "--dataset=d", "--order=uncertain", "--exclude=e"], "--exclude: only goes"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, arguments, told):

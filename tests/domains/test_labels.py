@@ -58,6 +58,15 @@ def test_a_draw_keeps_its_origin_and_its_order(store):
     assert found[others[5]] == ("f00d", "uncertain", 0, 2, 100)
 
 
+def test_the_population_of_a_draw_may_be_smaller_than_the_dataset(store):
+    first = store.add_draw(POOL, "stratified", 0, [*items(1), *items(2, probability=0.9)], 40)
+    (found,) = store.draws()
+    assert (found.id, found.order, found.size, found.population) == (first, "stratified", 2, 40)
+    for population in (1, 101):
+        with pytest.raises(ValueError, match=f"2 items of a population of {population}"):
+            store.add_draw(POOL, "audit", 0, items(1, 2), population)
+
+
 @pytest.mark.parametrize(
     ("order", "chosen", "match"),
     [
@@ -65,6 +74,7 @@ def test_a_draw_keeps_its_origin_and_its_order(store):
         ("random", [], "need items"),
         ("random", items(100), "need items with indices below 100"),
         ("audit", items(1, probability=math.nan), "needs the probability"),
+        ("stratified", items(1, probability=0.0), "needs the probability"),
     ],
 )
 def test_draws_that_make_no_sense(store, order, chosen, match):

@@ -150,3 +150,34 @@ def test_disagreement_ranks_the_most_even_first_and_leaves_out_the_settled(tmp_p
         again = store.add_draw(POOL, "disagreement", 0, chosen)
         store.set("cat", again, "pool/1", "natural")
         assert [item.index for item in orders.disagreement(store, POOL)] == [2, 5]
+
+
+@pytest.mark.parametrize("order", [orders.random, orders.audit])
+def test_excluded_records_are_taken_out_of_the_order(order):
+    out = {3, 17, 18, 40, 59}
+    keys = {f"pool/{i}" for i in out}
+    mask = np.isin(np.arange(60), list(out))
+    everything = [item.index for item in order(POOL, 60, 5)]
+    for exclude in (keys, mask):
+        assert orders.allowed(POOL, exclude) == 55
+        for n in (1, 20, 55):
+            chosen = order(POOL, n, 5, exclude)
+            assert [item.index for item in chosen] == [i for i in everything if i not in out][:n]
+            assert {item.probability for item in chosen} == {n / 55}
+        with pytest.raises(UserError, match=r"cannot draw 56 of its 55 records \(besides 5 excl"):
+            order(POOL, 56, 5, exclude)
+    assert order(POOL, 20, 5, set()) == order(POOL, 20, 5, np.zeros(60, bool)) == order(POOL, 20, 5)
+    with pytest.raises(UserError, match=r"cannot draw 1 of its 0 records .*exclude fewer"):
+        order(POOL, 1, 5, np.ones(60, bool))
+    with pytest.raises(ValueError, match="one bool for each of the 60"):
+        order(POOL, 1, 5, np.ones(59, bool))
+
+
+def test_every_other_record_is_drawn_as_often():
+    times, seeds = np.zeros(60), 600
+    mask = np.arange(60) < 20
+    for seed in range(seeds):
+        times[[item.index for item in orders.random(POOL, 10, seed, mask)]] += 1
+    assert times[:20].sum() == 0
+    error = math.sqrt(seeds * 0.25 * 0.75)
+    assert np.abs(times[20:] - seeds / 4).max() < 5 * error

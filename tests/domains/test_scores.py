@@ -70,6 +70,6 @@ def test_damaged_files_and_full_disks_are_told(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(scores.pq, "write_table", full)
-    with pytest.raises(UserError, match=r"cannot be written .No space left"):
+    with pytest.raises(UserError, match=r"more\.parquet: no space left to write it"):
         scores.write(tmp_path / "more.parquet", {})
     assert [p.name for p in tmp_path.iterdir()] == ["scores.parquet"]
