@@ -26,8 +26,12 @@ Length: `steps` if set, else `examples`, else `epochs` of the amounts in the mix
 epoch are rounded down.
 """
 
+import dataclasses
+
 import ml_collections
 from ml_collections.config_dict import placeholder
+
+from clipdg_jax.data import demo as demo_world
 
 PRESETS = ("demo", "study", "encoder", "pacs", "paper")
 
@@ -107,6 +111,7 @@ def base() -> ml_collections.ConfigDict:
 
 def demo() -> ml_collections.ConfigDict:
     config = base()
+    config.inputs = ("configs/curate.py",)
     config.examples = 96_000
     config.batch_size = 64
     config.dtype = "float32"
@@ -115,21 +120,8 @@ def demo() -> ml_collections.ConfigDict:
     config.optim.warmup = 200
     config.data.root = "data/demo"
     config.data.workers = 0
-    config.data.demo = ml_collections.ConfigDict(
-        {
-            "natural": 24_000,
-            "rendition": 16_000,
-            "ambiguous": 0,
-            "pool": 0,
-            "test_natural": 2_400,
-            "test_style": 600,
-            "size": 40,
-            "cue_correlation": 0.9,
-            "seed": 0,
-            "vocab_size": 2048,
-        }
-    )
-    config.eval.suites = "demo,demo_heldout"
+    config.data.demo = ml_collections.ConfigDict(dataclasses.asdict(demo_world.DemoSpec()))
+    config.eval.suites = "demo_clean,demo_heldout_clean"
     config.eval_every = 500
     config.checkpoint_every = 500
     config.images_every = 500
@@ -139,10 +131,11 @@ def demo() -> ml_collections.ConfigDict:
 
 def study() -> ml_collections.ConfigDict:
     config = demo()
+    config.inputs = ()
     config.examples = 272_000
     config.data.root = "data/study"
-    config.data.demo.natural = 40_000
-    config.data.demo.rendition = 40_000
+    config.data.demo.update({"natural": 40_000, "rendition": 40_000, "pool": 0, "pool_copies": 0.0})
+    config.eval.suites = "demo,demo_heldout"
     config.eval_every = 0
     config.checkpoint_every = 1000
     return config
@@ -150,11 +143,13 @@ def study() -> ml_collections.ConfigDict:
 
 def encoder() -> ml_collections.ConfigDict:
     config = demo()
+    config.inputs = ()
     config.examples = 24_000
     config.data.root = "data/pool"
     config.data.mix = "pool=1"
-    config.data.demo.natural = config.data.demo.rendition = 0
-    config.data.demo.pool = 20_000
+    config.data.demo.update(
+        {"pool": 20_000, "pool_copies": 0.0, "test_pool": 12_000, "test_natural": 600}
+    )
     # The banners and rims that make a picture ambiguous are thin: every stored pixel is used.
     config.model.vision.image_size = config.data.demo.size
     config.eval.suites = ""
@@ -164,6 +159,7 @@ def encoder() -> ml_collections.ConfigDict:
 
 def pacs() -> ml_collections.ConfigDict:
     config = demo()
+    config.inputs = ()
     config.data.root = "data"
     config.data.mix = "pacs/photo=1,pacs/art_painting=1,pacs/cartoon=1,pacs/sketch=1"
     config.data.demo = ml_collections.ConfigDict()

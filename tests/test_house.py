@@ -36,7 +36,7 @@ RANKS = {
 }
 
 # Reference implementations: fixtures and benchmarks use them, the package never does.
-REFERENCES = {"torch", "torchvision", "open_clip", "open_clip_train"}
+REFERENCES = {"torch", "torchvision", "open_clip", "open_clip_train", "faiss"}
 
 
 def python_files(*folders: str) -> list[pathlib.Path]:

@@ -19,12 +19,9 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 
-from clipdg_jax.data import dataset, engine, images, schema, tars, tokenizer, writing
+from clipdg_jax.data import dataset, engine, images, pool, schema, tars, tokenizer, writing
 from clipdg_jax.errors import UserError
 from tools import cli, summary
-
-# Captions tokenised at a time: enough to pay for the call, few enough to hold their images.
-_CHUNK = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,48 +33,17 @@ class ImportTar:
     vocab_size: int
 
     def __call__(self, samples: Iterator[tars.TarSample]) -> Iterator[schema.Record | engine.Drop]:
-        seen: set[str] = set()
-        chunk: list[tars.TarSample | engine.Drop] = []
-        for sample in samples:
-            chunk.append(self._check(sample, seen))
-            seen.add(sample.key)
-            if len(chunk) == _CHUNK:
-                yield from self._records(chunk)
-                chunk = []
-        yield from self._records(chunk)
+        outcomes = pool.ToRecords(self.keep_uncaptioned)(samples)
+        return pool.Tokenise(self.vocab_size)(map(self._check, outcomes))
 
-    def _check(self, sample: tars.TarSample, seen: set[str]) -> tars.TarSample | engine.Drop:
-        if sample.key in seen:
-            return engine.Drop("duplicate_key")
-        if sample.image is None:
-            return engine.Drop("no_image")
-        if not sample.caption and not self.keep_uncaptioned:
-            return engine.Drop("no_caption")
+    def _check(self, outcome: schema.Record | engine.Drop) -> schema.Record | engine.Drop:
+        if isinstance(outcome, engine.Drop):
+            return outcome
         try:
-            images.decode(sample.image)
+            images.decode(outcome.image)
         except images.ImageError:
             return engine.Drop("corrupt_image")
-        return sample
-
-    def _records(
-        self, chunk: Sequence[tars.TarSample | engine.Drop]
-    ) -> Iterator[schema.Record | engine.Drop]:
-        kept = [sample for sample in chunk if isinstance(sample, tars.TarSample)]
-        encoder = tokenizer.get_tokenizer(self.vocab_size)
-        tokens = iter(encoder.encode([sample.caption for sample in kept]))
-        for sample in chunk:
-            if isinstance(sample, engine.Drop):
-                yield sample
-                continue
-            assert sample.image is not None  # dropped in `_check`
-            yield schema.Record(
-                key=sample.key,
-                image=sample.image,
-                caption=sample.caption,
-                tokens=next(tokens),
-                domain=self.domain,
-                meta=sample.meta,
-            )
+        return dataclasses.replace(outcome, domain=self.domain)
 
 
 def import_tars(
@@ -105,21 +71,21 @@ def import_tars(
 
     Returns the dataset (None on hosts other than the first). Raises UserError.
     """
-    pool = tars.open_tars(pattern)
+    source = tars.open_tars(pattern)
     return writing.write_dataset(
         out,
-        pool.shards(),
+        source.shards(),
         ImportTar(domain, keep_uncaptioned, vocab_size),
         config={
             "tool": "import_webdataset",
             "domain": domain,
             "keep_uncaptioned": keep_uncaptioned,
             "tokenizer_vocab": vocab_size,
-            "tars": pool.fingerprint,
+            "tars": source.fingerprint,
         },
         domain=domain,
         tokenizer=tokenizer.get_tokenizer(vocab_size).hash,
-        parents=[{"name": pool.name, "fingerprint": pool.fingerprint}],
+        parents=[{"name": source.name, "fingerprint": source.fingerprint}],
         target_shard_bytes=target_shard_bytes,
         processes=processes,
         process_index=process_index,

@@ -20,6 +20,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -167,6 +168,16 @@ def report_path(work: Path, index: int) -> Path:
 def read_report(work: Path, index: int) -> dict[str, Any]:
     """{"name", "seen", "written", "dropped", "faults", "output"} of a finished shard."""
     return json.loads(report_path(work, index).read_text(encoding="utf-8"))
+
+
+def wait_for_reports(work: Path, count: int, say: Callable[[str], None]) -> None:
+    """Waits until the other hosts have done their shares of `count` input shards."""
+    left = [index for index in range(count) if not report_path(work, index).exists()]
+    if left:
+        say(f"{work.parent}: waiting for {len(left)} input shards of other hosts")
+    for index in left:
+        while not report_path(work, index).exists():
+            time.sleep(1)
 
 
 @dataclasses.dataclass(frozen=True)

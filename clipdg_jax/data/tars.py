@@ -10,18 +10,16 @@ import dataclasses
 import glob
 import json
 import os
-import posixpath
-import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from clipdg_jax.data import engine, files
+from clipdg_jax.data import engine, files, tar_reader
 from clipdg_jax.errors import UserError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-_SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json")
-_BLOCK = 512  # a tar consists of blocks of this many bytes
+_SUFFIXES = frozenset((*IMAGE_SUFFIXES, "txt", "json"))
+_BUFFER = 1 << 20  # bytes read at once
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,15 +39,6 @@ class TarSample:
     meta: dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Member:
-    """A member of interest; `data` is None when the archive ends within it."""
-
-    key: str
-    suffix: str
-    data: bytes | None
-
-
 @dataclasses.dataclass(frozen=True)
 class TarShard:
     """One tar as input of the shard engine.
@@ -65,23 +54,31 @@ class TarShard:
     def __iter__(self) -> Iterator[TarSample | engine.Drop | engine.Fault]:
         key = None
         members: dict[str, bytes] = {}
-        cut = False
-        for member in self._members():
-            if isinstance(member, engine.Fault):
-                yield member
-                continue
-            # A suffix for the second time begins a second sample of the same name.
-            if member.key != key or member.suffix in members:
-                if members:
-                    yield from self._sample(key, members)
-                key, members = member.key, {}
-            if member.data is None:
-                cut = True
-            else:
-                members[member.suffix] = member.data
-        if cut:
-            yield engine.Drop("truncated")
-        elif members:
+        with open(self.path, "rb", buffering=_BUFFER) as file:
+            reader = tar_reader.TarReader(file)
+            try:
+                while (name := reader.next()) is not None:
+                    folder, slash, base = name.rpartition("/")
+                    stem, _, suffix = base.partition(".")
+                    suffix = suffix.lower()
+                    # Names that begin with a dot are other programs' (macOS's "._name").
+                    if not stem or suffix not in _SUFFIXES:
+                        continue
+                    found = f"{folder}{slash}{stem}".removeprefix("./")
+                    # A suffix for the second time begins a second sample of the same name.
+                    if found != key or suffix in members:
+                        if members:
+                            yield from self._sample(key, members)
+                        key, members = found, {}
+                    data = reader.read()
+                    if data is None:
+                        yield engine.Fault("truncated_tar")
+                        yield engine.Drop("truncated")
+                        return
+                    members[suffix] = data
+            except tar_reader.TarError as error:
+                yield engine.Fault("unreadable_tar" if error.at_start else "truncated_tar")
+        if members:
             yield from self._sample(key, members)
 
     def _sample(
@@ -103,52 +100,6 @@ class TarShard:
         image = next((members[s] for s in IMAGE_SUFFIXES if s in members), None)
         caption = caption.strip() if isinstance(caption, str) else ""
         yield TarSample(f"{self.name}/{key}", image, caption, meta)
-
-    def _members(self) -> Iterator[_Member | engine.Fault]:
-        """The members of interest, in order; after a cut one or a broken header, a fault."""
-        with open(self.path, "rb") as file:
-            try:
-                tar = tarfile.TarFile(fileobj=file)
-            except tarfile.TarError:
-                short = os.fstat(file.fileno()).st_size < _BLOCK
-                yield engine.Fault("truncated_tar" if short else "unreadable_tar")
-                return
-            while True:
-                try:
-                    info = tar.next()
-                except tarfile.TarError:
-                    yield engine.Fault("truncated_tar")
-                    return
-                if info is None:
-                    if not _ends_properly(tar, file):
-                        yield engine.Fault("truncated_tar")
-                    return
-                tar.members = []  # type: ignore[attr-defined]  # or it collects them all
-                # Names that begin with a dot are other programs' (macOS's "._name").
-                folder, base = posixpath.split(info.name)
-                stem, _, suffix = base.partition(".")
-                suffix = suffix.lower()
-                if not info.isfile() or not stem or suffix not in _SUFFIXES:
-                    continue
-                key = posixpath.join(folder, stem).removeprefix("./")
-                content = tar.extractfile(info)
-                assert content is not None  # it is a file
-                try:
-                    data = content.read()
-                except tarfile.TarError:
-                    yield _Member(key, suffix, None)
-                    yield engine.Fault("truncated_tar")
-                    return
-                yield _Member(key, suffix, data)
-
-
-def _ends_properly(tar: tarfile.TarFile, file: IO[bytes]) -> bool:
-    """Whether a block of zeros, a tar's mark of its end, is where reading stopped.
-
-    tarfile itself takes a broken header, and a file cut between two members, for the end.
-    """
-    file.seek(tar.offset)  # type: ignore[attr-defined]
-    return file.read(_BLOCK) == bytes(_BLOCK)
 
 
 @dataclasses.dataclass(frozen=True)

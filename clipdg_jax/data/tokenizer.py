@@ -32,6 +32,8 @@ _BYTE_TOKENS = 512
 _SOT = "<start_of_text>"
 _EOT = "<end_of_text>"
 _WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# The same, for text in lower case that is all ASCII and has no white space but blanks.
+_ASCII_WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^ a-z0-9]+")
 _SPECIAL = re.compile(f"{_SOT}|{_EOT}")
 
 
@@ -103,6 +105,9 @@ class Tokenizer:
             ]
         )
 
+        # Words repeat from caption to caption, and each is encoded by itself.
+        self._word = functools.lru_cache(1 << 16)(self._ids)
+
     def __reduce__(self) -> tuple:
         return get_tokenizer, (self.vocab_size,)
 
@@ -124,11 +129,17 @@ class Tokenizer:
         ids = [self.sot]
         if _SOT in text or _EOT in text:
             for piece, special in _split_special(text):
-                ids += self._bpe.encode(piece, add_special_tokens=False).ids
+                ids += self._ids(piece)
                 ids += {_SOT: [self.sot], _EOT: [self.eot], "": []}[special]
+        elif text.isascii():
+            for word in _ASCII_WORD.findall(text):
+                ids += self._word(word)
         else:
-            ids += self._bpe.encode(text, add_special_tokens=False).ids
+            ids += self._ids(text)
         return np.array([*ids[: CONTEXT_LENGTH - 1], self.eot], np.uint16)
+
+    def _ids(self, text: str) -> list[int]:
+        return self._bpe.encode(text, add_special_tokens=False).ids
 
 
 def _split_special(text: str) -> Iterator[tuple[str, str]]:

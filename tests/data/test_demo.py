@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clipdg_jax import errors
-from clipdg_jax.data import dataset, demo, images
+from clipdg_jax.data import dataset, demo, images, schema
 from clipdg_jax.data.demo import captions, scene, vocabulary
 from clipdg_jax.evaluation import suites
 
@@ -255,7 +255,7 @@ def test_ensure_restores_what_is_missing_and_the_result_has_the_same_bytes(tmp_p
     def content(root):
         return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*.array_record*")}
 
-    spec = demo.DemoSpec(natural=5, rendition=4, test_natural=2, test_style=1)
+    spec = demo.DemoSpec(natural=5, rendition=4, pool=0, test_natural=2, test_style=1)
     demo.ensure(tmp_path / "a", spec, processes=0)
     first = content(tmp_path / "a")
     demo.ensure(tmp_path / "b", spec, processes=0)
@@ -267,7 +267,7 @@ def test_ensure_restores_what_is_missing_and_the_result_has_the_same_bytes(tmp_p
 
 
 def test_ensure_refuses_another_world_and_bad_fields(tmp_path):
-    spec = demo.DemoSpec(natural=2, rendition=4, test_natural=1, test_style=1)
+    spec = demo.DemoSpec(natural=2, rendition=4, pool=0, test_natural=1, test_style=1)
     demo.ensure(tmp_path, spec, processes=0)
     with pytest.raises(errors.UserError, match=r"cue_correlation=0\.9.*cue_correlation=0\.3"):
         demo.ensure(
@@ -283,3 +283,71 @@ def test_ensure_refuses_another_world_and_bad_fields(tmp_path):
     with pytest.raises(errors.UserError, match=r"demo\.json"):
         demo.ensure(tmp_path, spec)
     assert json.loads((tmp_path / "demo/suite.json").read_text())["name"] == "demo"
+
+
+def _pool(copies_share, root, count=240):
+    spec = demo.DemoSpec(
+        natural=0, rendition=0, pool=count, test_natural=1, test_style=1, pool_copies=copies_share
+    )
+    demo.ensure(root, spec, processes=0)
+    pool = dataset.open_dataset(root / "pool")
+    return [pool.record(i) for i in range(count)]
+
+
+def test_copies_are_of_earlier_originals_and_change_as_their_kind_says(tmp_path):
+    records = _pool(0.5, tmp_path)
+    by_key = {record.key: record for record in records}
+    assert len(by_key) == len(records)
+    kinds = collections.Counter(record.meta.get("copy") for record in records)
+    assert set(kinds) == {None, *demo.COPIES}
+    assert kinds[None] == pytest.approx(120, abs=35)
+    same_caption = 0
+    for record in records:
+        if "copy" not in record.meta:
+            assert "copy_of" not in record.meta
+            continue
+        original = by_key[record.meta["copy_of"]]
+        assert "copy" not in original.meta
+        assert original.key < record.key
+        assert (record.label, record.domain) == (original.label, original.domain)
+        same_caption += record.caption == original.caption
+        assert (record.image == original.image) == (record.meta["copy"] == "exact")
+        ours, theirs = (images.decode(r.image).astype(float) for r in (record, original))
+        if record.meta["copy"] == "cropped":
+            assert ours.shape == (38, 38, 3)
+            windows = [theirs[y : y + 38, x : x + 38] for y in range(3) for x in range(3)]
+            assert min(np.abs(ours - window).mean() for window in windows) < 8
+            continue
+        if ours.shape != theirs.shape:
+            assert record.meta["copy"] == "resized"
+            assert 24 <= ours.shape[0] <= 36
+            ours = cv2.resize(ours, (40, 40), interpolation=cv2.INTER_CUBIC)
+        if record.meta["copy"] == "mirrored":
+            ours = ours[:, ::-1]
+        apart = np.abs(ours - theirs).mean()
+        assert apart < (45 if record.meta["copy"] == "recoloured" else 25), record.meta
+    assert same_caption == pytest.approx((len(records) - kinds[None]) / 2, abs=30)
+
+
+def test_a_pool_without_copies_has_the_bytes_that_it_had_before_there_were_any(tmp_path):
+    plain, copied = _pool(0.0, tmp_path / "plain", 40), _pool(0.5, tmp_path / "copied", 40)
+    manifest = json.loads((tmp_path / "plain/pool/manifest.json").read_text())
+    assert "copies" not in manifest["config"]
+    for before, after in zip(plain, copied, strict=True):
+        if "copy" not in after.meta:
+            assert schema.encode(before) == schema.encode(after)
+    # A world that was made before its spec had copies is still the same world.
+    path = tmp_path / "plain/demo.json"
+    told = json.loads(path.read_text())
+    del told["pool_copies"]
+    path.write_text(json.dumps(told))
+    _pool(0.0, tmp_path / "plain", 40)
+    with pytest.raises(errors.UserError, match=r"pool_copies=0\.5.*pool_copies=0\.0"):
+        _pool(0.0, tmp_path / "copied", 40)
+    with pytest.raises(errors.UserError, match=r"demo\.pool_copies: 0\.95"):
+        _pool(0.95, tmp_path / "other", 40)
+
+
+def test_the_first_records_of_a_longer_pool_are_those_of_a_shorter_one(tmp_path):
+    short, long = _pool(0.4, tmp_path / "short", 30), _pool(0.4, tmp_path / "long", 60)
+    assert [schema.encode(r) for r in short] == [schema.encode(r) for r in long[:30]]

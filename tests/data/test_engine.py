@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from clipdg_jax.data import dataset, engine, files, schema, shards, writing
+from clipdg_jax.data import dataset, engine, files, parts, schema, shards, writing
 from clipdg_jax.errors import UserError
 
 
@@ -77,7 +77,7 @@ def test_shards_are_about_the_target_size_whether_parts_are_joined_or_split(tmp_
     ],
 )
 def test_neighbours_are_grouped_up_to_the_target(sizes, expected):
-    assert writing.group_by_size(sizes, 10) == expected
+    assert parts.group_by_size(sizes, 10) == expected
 
 
 def test_the_result_does_not_depend_on_processes_or_hosts(tmp_path):

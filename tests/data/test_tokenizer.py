@@ -26,6 +26,32 @@ def test_ids_equal_open_clips_on_awkward_captions():
     assert not wrong
 
 
+def test_words_of_ascii_one_by_one_are_the_whole_text():
+    tokens = tokenizer.get_tokenizer()
+    rng = np.random.default_rng(0)
+    pieces = [
+        "'s",
+        "'ll",
+        "'",
+        "s",
+        "don't",
+        "it's",
+        "42",
+        "...",
+        "!'re",
+        "a-b",
+        " ",
+        "\x00",
+        "\x7f",
+    ]
+    for _ in range(2000):
+        text = "".join(rng.choice(pieces, rng.integers(1, 9)))
+        if rng.integers(2):
+            text += bytes(rng.integers(0, 128, 12, np.uint8)).decode()
+        whole = tokens._bpe.encode(tokenizer.clean(text), add_special_tokens=False).ids
+        assert tokens.encode([text])[0][1:-1].tolist() == whole, text
+
+
 def test_call_pads_with_zeros_and_cuts_with_eot_last():
     tokens = tokenizer.get_tokenizer()
     rows = tokens(["a photo", "a photo of a dog on a beach"], context_length=6)

@@ -11,6 +11,8 @@ REPO = pathlib.Path(__file__).parents[2]
 WORLD = {
     "natural": 200,
     "rendition": 120,
+    "pool": 0,
+    "pool_copies": 0.0,
     "test_natural": 36,
     "test_style": 24,
     "size": 40,
@@ -18,6 +20,8 @@ WORLD = {
     "vocab_size": 2048,
 }
 RUN = {
+    "inputs": (),  # The world above has its training sets sorted.
+    "eval.suites": "demo,demo_heldout",
     "steps": 20,
     "batch_size": 16,
     "log_every": 1,

@@ -13,7 +13,7 @@ from clipdg_jax import jobs
 from clipdg_jax.errors import UserError
 from clipdg_jax.jobs import inputs
 
-CONFIG = '''
+CONFIG = """
 import ml_collections
 
 PARENTS = {parents!r}
@@ -26,7 +26,7 @@ def get_config(argument=None):
     config.inputs = PARENTS
     config.data = ml_collections.ConfigDict({{"root": "elsewhere", "demo": {{"size": 1}}}})
     return config
-'''
+"""
 
 
 def config_file(name: str, *parents: str) -> str:

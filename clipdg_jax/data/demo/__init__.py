@@ -4,6 +4,7 @@
 """
 
 from clipdg_jax.data.demo.build import DemoSpec, ensure
+from clipdg_jax.data.demo.copies import KINDS as COPIES
 from clipdg_jax.data.demo.scene import Scene, World
 from clipdg_jax.data.demo.vocabulary import (
     AMBIGUOUS,
@@ -23,6 +24,7 @@ __all__ = [
     "CLASSES",
     "COLOURS",
     "CONTEXTS",
+    "COPIES",
     "HELD_OUT_STYLE",
     "MATERIALS",
     "NATURAL",

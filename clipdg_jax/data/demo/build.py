@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from clipdg_jax.data import dataset, engine, files, schema, tokenizer, writing
-from clipdg_jax.data.demo import scene, vocabulary, world
+from clipdg_jax.data.demo import captions, copies, scene, vocabulary, world
 from clipdg_jax.errors import UserError
 
 # Raised with every change to what the renderer draws: older data is then refused, not mixed in.
@@ -33,6 +33,8 @@ TEMPLATES: tuple[str, ...] = (
 )
 
 _SHARD_RECORDS = 1000  # of an input shard: the unit of work and of resuming
+# Of the pool's shards: several, so that its curation is spread over processes and resumes.
+_POOL_SHARD_BYTES = 4 << 20
 _JPEG_QUALITY = 92
 # What keeps the pictures of the sets disjoint: each set's seed is the world's plus a multiple.
 _TRAIN, _TEST, _POOL, _TEST_POOL = (k << 40 for k in range(4))
@@ -40,13 +42,14 @@ _TRAIN, _TEST, _POOL, _TEST_POOL = (k << 40 for k in range(4))
 
 @dataclasses.dataclass(frozen=True)
 class DemoSpec:
-    """What to make of the demo world.
+    """What to make of the demo world; by default the pool that the main job's data come from.
 
     Attributes:
       natural, rendition: records of the training sets `natural` and `rendition` (the four
         training styles in equal parts); 0 leaves one out.
       ambiguous: records of the set `ambiguous`; 0 leaves it out.
       pool: records of the set `pool`, raw web data of all three domains; 0 leaves it out.
+      pool_copies: share of the pool's records that are copies of earlier ones (see `copies`).
       test_pool: records of `test/pool`, drawn as the pool is; 0 leaves it out.
       test_natural: records of `test/natural`.
       test_style: records of each rendition style's test set, the held-out style's too.
@@ -56,17 +59,18 @@ class DemoSpec:
       vocab_size: of the tokeniser.
     """
 
-    natural: int = 24_000
-    rendition: int = 16_000
+    natural: int = 0
+    rendition: int = 0
     ambiguous: int = 0
-    pool: int = 0
+    pool: int = 32_000
+    pool_copies: float = 0.1
     test_pool: int = 0
     test_natural: int = 2_400
     test_style: int = 600
     size: int = 40
     cue_correlation: float = 0.9
     seed: int = 0
-    vocab_size: int = 1024
+    vocab_size: int = 2048
 
     def check(self) -> None:
         """Raises UserError, naming the field that is out of range."""
@@ -80,6 +84,8 @@ class DemoSpec:
             raise UserError(f"demo.size: {self.size} is out of range; 16 to 1024 pixels")
         if not 0 <= self.cue_correlation <= 1:
             raise UserError(f"demo.cue_correlation: {self.cue_correlation}; a probability, 0 to 1")
+        if not 0 <= self.pool_copies <= 0.9:
+            raise UserError(f"demo.pool_copies: {self.pool_copies}; a share of the pool, 0 to 0.9")
         if not 0 <= self.seed < 1 << 40:
             raise UserError(f"demo.seed: {self.seed} is out of range; 0 to 2^40 - 1")
 
@@ -102,6 +108,7 @@ class Part:
       count: number of records.
       offset: added to the world's seed.
       split: of the manifest.
+      copies: share of the records that are copies of earlier ones.
     """
 
     name: str
@@ -109,6 +116,7 @@ class Part:
     count: int
     offset: int
     split: str = "train"
+    copies: float = 0.0
 
     @property
     def domain(self) -> str:
@@ -131,7 +139,7 @@ def parts(spec: DemoSpec) -> list[Part]:
         Part("natural", natural, spec.natural, _TRAIN),
         Part("rendition", renditions, spec.rendition, _TRAIN),
         Part("ambiguous", ambiguous, spec.ambiguous, _TRAIN),
-        Part("pool", (), spec.pool, _POOL),
+        Part("pool", (), spec.pool, _POOL, copies=spec.pool_copies),
         Part("test/pool", (), spec.test_pool, _TEST_POOL, "test"),
         Part("test/natural", natural, spec.test_natural, _TEST, "test"),
     ]
@@ -152,23 +160,43 @@ class _Maker:
         tokens = tokenizer.get_tokenizer(self.spec.vocab_size)
         drawn = scene.World(self.spec.size, self.spec.cue_correlation)
         for number in numbers:
-            style = self.part.style(self.spec.seed, number)
-            example = world.render(drawn, style, self.spec.seed + self.part.offset, number)
-            shard, member = divmod(number, _SHARD_RECORDS)
-            yield schema.Record(
-                key=f"{shard:05d}/{member:05d}.jpg",
-                image=encode_jpeg(example.image),
-                caption=example.caption,
-                tokens=tokens.encode([example.caption])[0],
-                label=example.scene.label,
-                domain=example.scene.domain,
-                meta={**example.scene.meta(), "caption": example.caption_kind},
-            )
+            yield self._record(number, drawn, tokens)
+
+    def _record(
+        self, number: int, drawn: scene.World, tokens: tokenizer.Tokenizer
+    ) -> schema.Record:
+        seed = self.spec.seed + self.part.offset
+        copy = copies.plan(seed, number, self.part.copies)
+        shown = number if copy is None else copy.of
+        style = self.part.style(self.spec.seed, shown)
+        example = world.render(drawn, style, seed, shown)
+        image, caption, kind = encode_jpeg(example.image), example.caption, example.caption_kind
+        meta = {**example.scene.meta(), "caption": kind}
+        if copy is not None:
+            image = copies.make(copy, image, seed, number, encode_jpeg)
+            if not copy.same_caption:
+                again = dataclasses.replace(example.scene, index=number)
+                caption, meta["caption"] = captions.caption(again)
+            meta |= {"copy_of": _key(copy.of), "copy": copy.kind}
+        return schema.Record(
+            key=_key(number),
+            image=image,
+            caption=caption,
+            tokens=tokens.encode([caption])[0],
+            label=example.scene.label,
+            domain=example.scene.domain,
+            meta=meta,
+        )
 
 
-def encode_jpeg(image: np.ndarray) -> bytes:
+def _key(number: int) -> str:
+    shard, member = divmod(number, _SHARD_RECORDS)
+    return f"{shard:05d}/{member:05d}.jpg"
+
+
+def encode_jpeg(image: np.ndarray, quality: int = _JPEG_QUALITY) -> bytes:
     """A uint8 RGB image as JPEG, as the demo world stores it."""
-    done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise ValueError(f"cannot encode an image of shape {image.shape}")
     return data.tobytes()
@@ -220,7 +248,8 @@ def _complete(root: Path, spec: DemoSpec) -> bool:
         raise UserError(
             f"{path}: cannot be read as JSON ({error}); remove {root} to make the demo world anew"
         ) from error
-    engine.check_identity(root, found, _identity(spec))
+    # Worlds that were made before there were copies have none.
+    engine.check_identity(root, {"pool_copies": 0.0, **found}, _identity(spec))
     return all((root / part.name / dataset.MANIFEST).exists() for part in parts(spec))
 
 
@@ -237,11 +266,13 @@ def _write(root: Path, part: Part, spec: DemoSpec, processes: int) -> None:
             "cue_correlation": spec.cue_correlation,
             "seed": spec.seed,
             "vocab_size": spec.vocab_size,
+            **({"copies": part.copies} if part.copies else {}),
         },
         split=part.split,
         classes=vocabulary.CLASSES,
         domain=part.domain,
         tokenizer=tokenizer.get_tokenizer(spec.vocab_size).hash,
+        target_shard_bytes=writing.TARGET_SHARD_BYTES if part.styles else _POOL_SHARD_BYTES,
         processes=processes if len(source) > 1 else 0,  # a process takes a second to start
         wait=True,
     )
