@@ -112,7 +112,7 @@ def base() -> ml_collections.ConfigDict:
 def demo() -> ml_collections.ConfigDict:
     config = base()
     config.inputs = ("configs/curate.py",)
-    config.examples = 96_000
+    config.examples = 80_000
     config.batch_size = 64
     config.dtype = "float32"
     config.model.name = "tiny"

@@ -197,9 +197,7 @@ def _sign(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    for index in range(len(sources)):
-        while not engine.report_path(work, index).exists():
-            time.sleep(1)
+    engine.wait_for_reports(work, len(sources), print)
     return signatures.Signatures(work, members)
 
 

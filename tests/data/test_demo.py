@@ -1,6 +1,7 @@
 """The demo world: determinism, independence of its factors, cues, captions, styles, disk."""
 
 import collections
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -236,8 +237,8 @@ def test_ensure_writes_datasets_and_suites_once(tmp_path):
     assert demo.CLASSES[record.label] == record.meta["class"] == example.scene.name
     decoded = images.decode(record.image).astype(float)
     assert np.abs(decoded - example.image).mean() < 8
-    assert record.tokens[0] == 1022
-    assert record.tokens[-1] == 1023
+    assert record.tokens[0] == 2046
+    assert record.tokens[-1] == 2047
 
     demo_suite, held_out = suites.load(["demo", "demo_heldout"], str(tmp_path))
     assert [t.name for t in demo_suite.test_sets] == ["natural", *demo.RENDITION_STYLES]
@@ -272,9 +273,7 @@ def test_ensure_refuses_another_world_and_bad_fields(tmp_path):
     with pytest.raises(errors.UserError, match=r"cue_correlation=0\.9.*cue_correlation=0\.3"):
         demo.ensure(
             tmp_path,
-            demo.DemoSpec(
-                natural=2, rendition=4, test_natural=1, test_style=1, cue_correlation=0.3
-            ),
+            dataclasses.replace(spec, cue_correlation=0.3),
         )
     for field, value in (("natural", -1), ("size", 4), ("cue_correlation", 1.5), ("test_style", 0)):
         with pytest.raises(errors.UserError, match=f"demo.{field}"):

@@ -62,7 +62,7 @@ class DemoSpec:
     natural: int = 0
     rendition: int = 0
     ambiguous: int = 0
-    pool: int = 32_000
+    pool: int = 24_000
     pool_copies: float = 0.1
     test_pool: int = 0
     test_natural: int = 2_400

@@ -48,8 +48,8 @@ def entry(width: int, thumbnails: bool) -> np.dtype:
 
 
 @dataclasses.dataclass(frozen=True)
-class _One:
-    """A shard of the engine with one item: the number of a shard of signatures."""
+class Numbered:
+    """A shard of the engine with one item: the number of a shard of signatures, or of a bucket."""
 
     name: str
     number: int
@@ -107,7 +107,7 @@ def assign(
         return found
 
     engine.map_shards(
-        [_One(f"{i:06d}", i) for i in range(signed.shards)],
+        [Numbered(f"{i:06d}", i) for i in range(signed.shards)],
         engine.Each(one),
         ArraySink(work),
         work,
@@ -217,8 +217,8 @@ def _fill(
         for entries, buckets in _entries(signed, work, shard, layout.dtype):
             held.append(entries)
             places.append(buckets)
-            # Entries, the same sorted, and their order.
-            size += 2 * entries.nbytes + 16 * len(entries)
+            # Entries, all of them together, the same sorted, and their order.
+            size += 3 * entries.nbytes + 16 * len(entries)
             if size >= available:
                 _write(held, places, cursor, layout, file)
                 held, places, size = [], [], 0

@@ -7,7 +7,7 @@ the rest.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -195,7 +195,7 @@ def by_embedding(
     buckets.fill(signed, nearest, layout, available)
     found = work / "found"
     engine.map_shards(
-        [Bucket(f"{i:06d}", i) for i in range(len(centroids))],
+        [buckets.Numbered(f"{i:06d}", i) for i in range(len(centroids))],
         engine.Each(lambda bucket: similar.find(layout.read(bucket), rule)),
         buckets.ArraySink(found),
         found,
@@ -204,17 +204,6 @@ def by_embedding(
     )
     edges = np.concatenate([np.load(found / f"{i:06d}.npy") for i in range(len(centroids))])
     return clusters.stars(edges, len(signed)), layout
-
-
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-    """A bucket as input of the shard engine: its number."""
-
-    name: str
-    number: int
-
-    def __iter__(self) -> Iterator[int]:
-        yield self.number
 
 
 def fit_centroids(

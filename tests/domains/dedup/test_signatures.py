@@ -131,7 +131,6 @@ def test_descriptors_are_alike_for_mirror_images_only():
 def test_the_same_files_with_two_processes(signed, tmp_path):
     again = sign(tmp_path / "s", processes=2)
     for shard in range(2):
-        assert again.table(shard, again.table(shard, ["key"]).column_names).num_rows
         ours, theirs = (
             s._directory.joinpath(f"{shard:06d}.parquet").read_bytes() for s in (signed, again)
         )
