@@ -210,7 +210,7 @@ def _kill_when(command, reached, limit=240):
 def test_another_identity_is_refused(copied, world):
     with pytest.raises(UserError, match=r"calibration.target \(was 0.6, now 0.7\)"):
         classify.run(small_classifiers.config(world, **{"calibration.target": 0.7}), copied)
-    classify.run(small_classifiers.config(world, **{"data.threads": 2}), finished)  # Welcome.
+    classify.run(small_classifiers.config(world, **{"data.threads": 2}), copied)  # Welcome.
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import pytest
 
 from clipdg_jax import jobs
+from clipdg_jax.jobs import inputs
 from tests.jobs import small_runs
 
 PRESETS = [
@@ -50,3 +51,36 @@ def test_fsdp_divides_the_state(capsys, tmp_path):
 
     # Vectors stay whole.
     assert state_gib(8) == pytest.approx(state_gib(1) / 8, rel=0.03)
+
+
+def test_inputs_make_what_the_configs_name(monkeypatch):
+    monkeypatch.chdir(small_runs.REPO)
+    for name, preset in PRESETS:
+        for given in small_runs.load_config(name).get_config(preset).get("inputs", ()):
+            inputs.load(given)
+
+    def config(name, preset=""):
+        return small_runs.load_config(name).get_config(preset)
+
+    dedup, classify = map(inputs.workdir, ("configs/dedup.py", "configs/classify.py:demo"))
+    curate = inputs.workdir("configs/curate.py")
+    assert config("curate").duplicates == str(dedup / "duplicates.parquet")
+    assert config("curate").classifier == str(classify / config("classify", "demo").method)
+    assert config("classify", "demo").data.exclude == config("curate").duplicates
+    assert config("audit").pool.duplicates == config("curate").duplicates
+    assert config("audit").pool.scores == str(curate / "scores")
+    encoder = config("mix", "encoder")
+    compare = config("classify", "compare")
+    assert compare.encoder.checkpoint == str(inputs.workdir("configs/mix.py:encoder"))
+    assert compare.encoder.model.name == encoder.model.name
+    assert compare.encoder.model.vision.image_size == encoder.model.vision.image_size
+    assert compare.data.demo == encoder.data.demo
+    worlds = [
+        config(name, preset).data.demo
+        for name, preset in (("mix", ""), ("dedup", ""), ("classify", "demo"), ("curate", ""))
+    ]
+    assert all(world == worlds[0] for world in worlds)
+    assert {"natural", "rendition"} == set(config("curate").write.split(","))
+    assert config("mix").eval.suites == ",".join(
+        f"{suite}_clean" for suite in config("curate").test_sets.split(",")
+    )
