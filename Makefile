@@ -12,8 +12,12 @@ STAMP  := $(VENV)/.installed-$(SUM)
 BROWSER := $(VENV)/.browser-$(shell cksum < tools/install_browser.sh | tr ' ' '-')
 # Two workers suit two cores; `make test JOBS=8` uses more.
 JOBS   ?= 2
-# The test processes share the cores: one thread each, in BLAS too.
-PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS)
+# The test processes share the cores: one thread each, in BLAS too. They share what they compile as
+# well, with each other and with the next run.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+          JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.jax_cache \
+          JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3 \
+          $(PY) -m pytest -q -n $(JOBS)
 
 .DEFAULT_GOAL := help
 
@@ -80,5 +84,5 @@ check-tpu: .venv-tpu/.installed-$(SUM)  ## Compile the paper's training step for
 
 .PHONY: clean
 clean:  ## Remove the environments and caches; runs/ and data/ stay
-	rm -rf .venv .venv-tpu build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-tpu build *.egg-info .pytest_cache .mypy_cache .ruff_cache .jax_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

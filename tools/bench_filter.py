@@ -44,15 +44,6 @@ from clipdg_jax.data import engine, pool, tars, tokenizer, writing
 from tools import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("shards", 60, "Tars of the pool.", lower_bound=1)
-flags.DEFINE_integer("records", 1000, "Records in each tar.", lower_bound=1)
-flags.DEFINE_integer("processes", 2, "Our worker processes.", lower_bound=1)
-flags.DEFINE_integer("rounds", 3, "Turns of each.", lower_bound=1)
-flags.DEFINE_integer(
-    "target_shard_bytes", writing.TARGET_SHARD_BYTES, "Aimed size of our shards.", lower_bound=1
-)
-flags.DEFINE_bool("pax", True, "Tars with times to the microsecond, as webdataset writes them.")
-flags.DEFINE_string("folder", None, "Where to make the temporary folder.")
 
 DATASETS = ("natural", "rendition")
 _SHARES = (0.56, 0.24)
@@ -226,4 +217,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("shards", 60, "Tars of the pool.", lower_bound=1)
+    flags.DEFINE_integer("records", 1000, "Records in each tar.", lower_bound=1)
+    flags.DEFINE_integer("processes", 2, "Our worker processes.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 3, "Turns of each.", lower_bound=1)
+    flags.DEFINE_integer(
+        "target_shard_bytes", writing.TARGET_SHARD_BYTES, "Aimed size of our shards.", lower_bound=1
+    )
+    flags.DEFINE_bool("pax", True, "Tars with times to the microsecond, as webdataset writes them.")
+    flags.DEFINE_string("folder", None, "Where to make the temporary folder.")
     cli.run(main)

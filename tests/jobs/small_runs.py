@@ -22,6 +22,14 @@ WORLD = {
 RUN = {
     "inputs": (),  # The world above has its training sets sorted.
     "eval.suites": "demo,demo_heldout",
+    # Small enough that compiling it, which each process and number of devices does, is quick.
+    "model.name": "tiny-plain",
+    "model.vision.width": 64,
+    "model.vision.layers": 1,
+    "model.vision.heads": 2,
+    "model.text.width": 64,
+    "model.text.layers": 1,
+    "model.text.heads": 2,
     "steps": 20,
     "batch_size": 16,
     "log_every": 1,

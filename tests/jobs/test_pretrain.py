@@ -65,6 +65,7 @@ def test_eight_devices_give_the_same_losses(finished, command, tmp_path):
     _assert_same_losses(tmp_path, finished)
 
 
+@pytest.mark.full
 def test_fsdp_and_loader_workers_give_the_same_losses(finished, command, tmp_path):
     flags = ("--virtual_devices=4", "--config.mesh.fsdp=2", "--config.data.workers=2")
     done = small_runs.run(command(tmp_path, *flags))
@@ -72,6 +73,7 @@ def test_fsdp_and_loader_workers_give_the_same_losses(finished, command, tmp_pat
     _assert_same_losses(tmp_path, finished)
 
 
+@pytest.mark.full
 def test_two_processes_of_four_devices_give_the_same_losses(finished, command, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -245,6 +247,7 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(small, tmp_pat
     assert not kept or max(kept) <= max(losses)
 
 
+@pytest.mark.full
 def test_the_other_ways_to_compute_run_too(small, tmp_path):
     ways = {
         "loss": "siglip",
