@@ -11,8 +11,9 @@ subsets, the same every epoch) or bare weights (`natural=3,rendition=1`: shares 
 datasets under `config.data.root`, paths, or `tfds:` names.
 
 Presets:
-  demo   a tiny CLIP on the demo world, which is made when missing. 4 minutes on two cores;
-         88 % natural, 76 % rendition.
+  demo   a tiny CLIP on what configs/curate.py makes of the demo's pool, which it does when that
+         is missing. 8 minutes on two cores, half of them for the data; 85 % natural, 68 %
+         rendition.
   study  the same on more data, for longer; `make study` runs all its cells. 10 minutes of one
          core; 94 % natural, 96 % rendition.
   encoder  a tiny CLIP on the unsorted demo pool, for the domain classifiers to start from. A
