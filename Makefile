@@ -17,7 +17,7 @@ JOBS   ?= 2
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
           JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.jax_cache \
           JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3 \
-          $(PY) -m pytest -q -n $(JOBS) --dist loadgroup
+          $(PY) -m pytest -q -n $(JOBS)
 
 .DEFAULT_GOAL := help
 

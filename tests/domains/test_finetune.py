@@ -29,9 +29,6 @@ CONFIG = {
 }
 EPOCH, STEPS = 7, 28  # floor(120 / 16), and four of them.
 
-# In one test process, which then makes what they share once.
-pytestmark = pytest.mark.xdist_group("finetune")
-
 
 @pytest.fixture(scope="module")
 def train():

@@ -38,9 +38,6 @@ SMALL = {
     "vision": {"image_size": 24, "patch_size": 8, "width": 24, "heads": 3, "layers": 2},
 }
 
-# In one test process, which then makes what they share once.
-pytestmark = pytest.mark.xdist_group("style")
-
 
 def reference(z, label, valid, temperature):
     """Khosla et al.'s equation 2 as it is written, and its number of anchors."""

@@ -12,12 +12,16 @@ from tests.jobs import small_runs
 
 
 @pytest.fixture(scope="session")
-def demo_root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Made once for all test processes, which wait for the one that makes it."""
+def shared_tmp(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A directory of all test processes, for what is dear and need only be made once."""
     base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent
-    root = base / "demo-world"
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def demo_root(shared_tmp: pathlib.Path) -> pathlib.Path:
+    """Made once for all test processes, which wait for the one that makes it."""
+    root = shared_tmp / "demo-world"
     demo.ensure(root, demo.DemoSpec(**small_runs.WORLD), processes=0)
     return root
 

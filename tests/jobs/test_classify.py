@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from clipdg_jax.data import demo, resolve, schema
+from clipdg_jax.data import demo, files, resolve, schema
 from clipdg_jax.domains import calibration, classifier, examples, labels, pictures, scores
 from clipdg_jax.domains.methods import ensemble
 from clipdg_jax.errors import UserError
@@ -20,24 +20,23 @@ from tests.jobs import small_classifiers, small_runs
 NAMES = small_classifiers.METHODS.split(",")
 MEMBERS = small_classifiers.FIELDS["ensemble.members"].split(",")
 
-# In one test process, which then makes what they share once.
-pytestmark = pytest.mark.xdist_group("classify")
-
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(shared_tmp):
     """The small demo pool."""
-    root = tmp_path_factory.mktemp("pools")
+    root = shared_tmp / "classify-pool"
     config = small_classifiers.config(root)
     demo.ensure(root, demo.DemoSpec(**config.data.demo.to_dict()), processes=0)
     return root
 
 
 @pytest.fixture(scope="module")
-def finished(world, tmp_path_factory):
+def finished(world, shared_tmp):
     """One uninterrupted comparison: what all others are compared with; only ever read."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    classify.run(small_classifiers.config(world), workdir)
+    workdir = shared_tmp / "classify-run"
+    with files.lock(shared_tmp / "classify-run.lock", wait=True):
+        if not (workdir / "results.json").exists():
+            classify.run(small_classifiers.config(world), workdir)
     return workdir
 
 

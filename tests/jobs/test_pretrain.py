@@ -19,9 +19,6 @@ from clipdg_jax.data import mixture
 from clipdg_jax.jobs import pretrain
 from tests.jobs import small_runs
 
-# In one test process, which then makes what they share once.
-pytestmark = pytest.mark.xdist_group("pretrain")
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, command):
