@@ -15,7 +15,7 @@ style (contrastive style descriptors), keywords (words of the caption), ensemble
 Presets, beside the methods, which are fitted on a demo pool of their own:
   demo     what `configs/curate.py` sorts the pool of the main job with: an ensemble of Gram
            matrices of random filters, amplitude spectrum and keywords, labels from the deduplicated
-           pool. Half a minute on two cores.
+           pool. A minute on two cores.
   compare  every method, and their table, curves and contact sheets.
   pacs     every method on PACS, photo as natural and the rest as renditions, cross-fitted in five
            folds, then fitted on all of it; data/pacs is made by `python -m tools.import_folder`.

@@ -5,7 +5,7 @@
     python -m clipdg_jax.main --config=configs/curate.py:paper --config.dry_run=True
 
 Presets:
-  demo   the demo pool with the demo's classifier; seconds on a laptop.
+  demo   the demo pool with the demo's classifier; half a minute on two cores, after what it needs.
   list   the records that a list of keys or URLs names, such as a published one; nothing is scored.
   paper  LAION in tars with a ViT-L/14 classifier, random controls and ImageNet's test sets: about
          a day for 200 M images on 8 devices at 2 500 images/s, reading the tars twice.

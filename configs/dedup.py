@@ -14,7 +14,8 @@ Modes, each after files of equal content:
   cascade     the same, at a lower cosine, but a duplicate only if hash and pixels confirm it.
 
 Presets:
-  demo   the demo pool, a tenth of which are copies; half a minute on two cores.
+  demo   the demo pool, a tenth of which are copies; 15 seconds on two cores, and
+         over a minute to make it.
   paper  LAION-400M in tars with the embeddings of a ViT-L/14; signing is limited by the encoder, a
          day and a half on 8 devices at 2 500 images/s each way, and the rest takes an hour or two.
 

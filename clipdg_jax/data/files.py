@@ -8,7 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,17 @@ def raise_if_unwritable(path: Path, error: BaseException) -> None:
         ) from error
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         raise UserError(f"{path}: may not be written; choose a writable directory") from error
+
+
+@contextlib.contextmanager
+def discarding(path: Path, discard: Callable[[], None]) -> Iterator[None]:
+    """Calls `discard` on any error, and raises UserError if it is the disk's, naming `path`."""
+    try:
+        yield
+    except BaseException as error:
+        discard()
+        raise_if_unwritable(path, error)
+        raise
 
 
 def make_directory(path: Path) -> None:

@@ -52,10 +52,11 @@ class PartWriter:
         """Appends one serialised record."""
         if self._file is not None and self._payload + len(data) > self._target:
             self._end_part()
-        with self._discarding():
+        if self._file is None:
+            name = f"{self._index:06d}-{len(self._parts):04d}.records"
+            self._path, self._payload = self._directory / name, 0
+        with files.discarding(self._path, self.discard):
             if self._file is None:
-                name = f"{self._index:06d}-{len(self._parts):04d}.records"
-                self._path, self._payload = self._directory / name, 0
                 unfinished = files.temporary(self._path)
                 self._file = open(unfinished, "wb", buffering=_BUFFER)  # noqa: SIM115 - kept open
             self._file.write(_HEAD.pack(len(data), zlib.crc32(data)))
@@ -64,7 +65,7 @@ class PartWriter:
 
     def _end_part(self) -> None:
         if self._file is not None:
-            with self._discarding():
+            with files.discarding(self._path, self.discard):
                 self._file.close()
                 files.publish(files.temporary(self._path), self._path)
             self._file = None
@@ -82,15 +83,6 @@ class PartWriter:
                 self._file.close()
             self._file = None
             files.temporary(self._path).unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _discarding(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:
-            self.discard()
-            files.raise_if_unwritable(self._path, error)
-            raise
 
 
 def read_part(path: Path, part: Part) -> Iterator[bytes]:

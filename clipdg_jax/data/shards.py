@@ -53,7 +53,7 @@ class ShardWriter:
         self.payload = 0  # bytes of the records themselves
         self._temporary = files.temporary(path)
         self._writer: Any = None
-        with self._discarding():
+        with files.discarding(self.path, self.discard):
             # Opening it ourselves first gives a proper error where it cannot be written.
             open(self._temporary, "wb").close()
             name = str(self._temporary)
@@ -61,14 +61,14 @@ class ShardWriter:
 
     def write(self, data: bytes) -> None:
         """Appends one record."""
-        with self._discarding():
+        with files.discarding(self.path, self.discard):
             self._writer.write(data)
         self.records += 1
         self.payload += len(data)
 
     def close(self) -> ShardInfo:
         """Completes the file under its real name and returns what the manifest needs."""
-        with self._discarding():
+        with files.discarding(self.path, self.discard):
             self._writer.close()
             counted = _open(self._temporary).num_records()
             if counted != self.records:
@@ -87,16 +87,6 @@ class ShardWriter:
         with contextlib.suppress(Exception):
             self._writer.close()
         self._temporary.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _discarding(self) -> Iterator[None]:
-        """Gives the file up on any error, and raises UserError if the disk is to blame."""
-        try:
-            yield
-        except BaseException as error:
-            self.discard()
-            files.raise_if_unwritable(self.path, error)
-            raise
 
 
 def _open(path: Path) -> Any:
