@@ -91,9 +91,11 @@ def base() -> ml_collections.ConfigDict:
     config.finetune = _learning()
     config.finetune.mode = "full"
     config.finetune.label_smoothing = 0.0
+    config.finetune.mixup = 0.0  # Images mixed in pairs at shares of Beta(mixup, mixup); 0: none.
     config.frozen = _learning()
     config.frozen.mode = "frozen"
     config.frozen.label_smoothing = 0.0
+    config.frozen.mixup = 0.0
     config.centroid = ml_collections.ConfigDict({"scale": 100.0})  # Of the cosines.
     config.gram = ml_collections.ConfigDict()
     config.gram.weights = ""  # VGG-19 or ResNet-50 as safetensors; "": the encoder.
@@ -178,7 +180,7 @@ def pool() -> ml_collections.ConfigDict:
     config.encoder.checkpoint = "runs/mix-encoder"
     vision = {"image_size": config.data.demo.size}
     config.encoder.model = ml_collections.ConfigDict({"name": "tiny", "vision": vision})
-    _shorten(config, epochs=80)
+    _shorten(config, epochs=50)
     config.gram.channels = 32
     config.gram.l2 = 0.1
     config.amplitude.image_size = config.data.demo.size
@@ -202,6 +204,7 @@ def _shorten(config: ml_collections.ConfigDict, epochs: int) -> None:
         section.optim.warmup = 50
         section.optim.weight_decay = 0.2
     config.finetune.label_smoothing = 0.05
+    config.finetune.mixup = 0.5
     config.frozen.epochs = config.style.epochs = max(1, epochs // 2)
 
 

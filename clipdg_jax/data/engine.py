@@ -10,25 +10,18 @@ kill nor on the number of processes: nothing crosses from one shard to another.
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from clipdg_jax.data import files, progress
+from clipdg_jax.data import files, progress, shard_workers
 from clipdg_jax.data.shards import RecordError
 from clipdg_jax.errors import UserError
 
@@ -182,7 +175,7 @@ def wait_for_reports(work: Path, count: int, say: Callable[[str], None]) -> None
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    source: Sequence[InputShard]
+    source: Sequence[InputShard] | Mapping[int, InputShard]
     fn: Fn
     sink: Sink
     work: Path
@@ -321,25 +314,26 @@ def map_shards(
     """
     identity = {**config, "inputs": source_digest(source)}
     with claim(work, identity, process_index=process_index):
-        return run(
-            source,
-            fn,
-            sink,
-            work,
-            indices=range(process_index, len(source), process_count),
-            processes=processes,
-            title=title,
-        )
+        with shard_workers.Workers(processes) as workers:
+            return run(
+                source,
+                fn,
+                sink,
+                work,
+                indices=range(process_index, len(source), process_count),
+                workers=workers,
+                title=title,
+            )
 
 
 def run(
-    source: Sequence[InputShard],
+    source: Sequence[InputShard] | Mapping[int, InputShard],
     fn: Fn,
     sink: Sink,
     work: Path,
     *,
     indices: Iterable[int],
-    processes: int,
+    workers: shard_workers.Workers,
     title: str,
     finished: Callable[[int], None] = lambda index: None,
 ) -> Counts:
@@ -359,65 +353,15 @@ def run(
             left.append(index)
     job = _Job(source, fn, sink, work)
     with progress.Progress(title, len(indices), done=len(indices) - len(left)) as bar:
-        pool = min(processes, len(left))
-        # One worker would only add its own start to the work.
-        for index, report in _in_pool(job, left, pool) if pool > 1 else _inline(job, left):
-            counts.add(report)
-            finished(index)
-            bar.advance(report["seen"])
+        try:
+            for index, report in workers.run(job, left):
+                counts.add(report)
+                finished(index)
+                bar.advance(report["seen"])
+        except shard_workers.WorkerDied as error:
+            raise ShardError(
+                f"a worker process died (killed, or out of memory) at one of {len(error.indices)} "
+                f"unfinished shards from {source[error.indices[0]].name} on; run the same command "
+                "again, with fewer processes"
+            ) from error
     return counts
-
-
-def _inline(job: _Job, indices: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for index in indices:
-        yield index, job.run(index, stopped=lambda: False)
-
-
-def _in_pool(
-    job: _Job, indices: Sequence[int], processes: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Spawned, not forked: JAX, ArrayRecord and OpenCV hold threads that a fork would lose.
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    pool = concurrent.futures.ProcessPoolExecutor(
-        processes, mp_context=context, initializer=_start_worker, initargs=(job, stop)
-    )
-    futures = {pool.submit(_in_worker, index): index for index in indices}
-    try:
-        for future in concurrent.futures.as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool as error:
-        undone = [job.source[i].name for f, i in futures.items() if not f.done() or f.exception()]
-        raise ShardError(
-            f"a worker process died (killed, or out of memory) at one of {len(undone)} unfinished "
-            f"shards from {undone[0]} on; run the same command again, with fewer processes"
-        ) from error
-    finally:
-        # After an error, and when the caller stops asking: shards in work are given up.
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-
-
-_worker: tuple[_Job, Any] | None = None
-
-
-def _start_worker(job: _Job, stop: Any) -> None:
-    global _worker
-    _worker = (job, stop)
-    # Ctrl-C goes to the whole group; the parent alone decides what to do.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """Ends this process when its parent ends, even by SIGKILL."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def _in_worker(index: int) -> dict[str, Any]:
-    assert _worker is not None
-    job, stop = _worker
-    return job.run(index, stopped=stop.is_set)

@@ -11,11 +11,11 @@ import contextlib
 import dataclasses
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from clipdg_jax.data import engine, files, schema, shards
+from clipdg_jax.data import engine, files, schema, shard_workers, shards
 
 _BUFFER = 1 << 20  # bytes written or read at once
 _WORTH_A_PROCESS = 256 << 20  # bytes that are joined while a worker process starts
@@ -119,16 +119,54 @@ def group_by_size(sizes: Sequence[int], target: int) -> list[list[int]]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Joined:
+    """A dataset whose parts are to be joined.
+
+    Attributes:
+        parts: all of them, in order. Each is removed once its shard is there.
+        work: directory of the parts.
+        out: directory of the shards.
+        name, split: of the dataset; they give the shards their names.
+    """
+
+    parts: Sequence[Part]
+    work: Path
+    out: Path
+    name: str
+    split: str
+
+
+@dataclasses.dataclass(frozen=True)
 class _Group:
     """Parts that become one shard; as input of the engine, their serialised records."""
 
-    name: str
+    path: Path
     directory: Path
     parts: Sequence[Part]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
 
     def __iter__(self) -> Iterator[bytes]:
         for part in self.parts:
             yield from read_part(self.directory / part.file, part)
+
+    def remove_parts(self) -> None:
+        for part in self.parts:
+            (self.directory / part.file).unlink(missing_ok=True)
+
+
+def _groups(joined: Joined, target_bytes: int) -> list[_Group]:
+    grouped = group_by_size([part.payload for part in joined.parts], target_bytes)
+    return [
+        _Group(
+            joined.out / schema.shard_name(joined.name, joined.split, number, len(grouped)),
+            joined.work,
+            [joined.parts[member] for member in members],
+        )
+        for number, members in enumerate(grouped)
+    ]
 
 
 def _same(item: bytes) -> bytes:
@@ -139,7 +177,7 @@ def _same(item: bytes) -> bytes:
 class _ShardSink:
     """Writes each group of parts to its shard."""
 
-    paths: Sequence[Path]
+    paths: Mapping[int, Path]
 
     def open(self, index: int) -> _ShardOutput:
         return _ShardOutput(self.paths[index])
@@ -160,48 +198,43 @@ class _ShardOutput:
 
 
 def join(
-    parts: Sequence[Part],
-    work: Path,
-    out: Path,
+    datasets: Sequence[Joined | None],
+    reports: Path,
     *,
-    name: str,
-    split: str,
     target_bytes: int,
-    processes: int,
-) -> list[shards.ShardInfo]:
-    """Joins the parts in `work` to shards in `out`, or goes on doing so; returns the shards.
+    workers: shard_workers.Workers,
+) -> list[list[shards.ShardInfo]]:
+    """Joins the parts of several datasets at once, or goes on doing so; returns their shards.
 
     Args:
-        parts: all parts of the dataset, in order. Each is removed once its shard is there.
-        work: directory of the parts; a folder `joined` in it keeps what is done.
-        out: directory of the shards.
-        name, split: of the dataset; they give the shards their names.
+        datasets: what to join; None stands for a dataset that is complete, and gives no shards.
+        reports: directory in which it is kept what is done.
         target_bytes: aimed size of a shard.
-        processes: see `engine.map_shards`; fewer, where there is little to join.
+        workers: who works; the present process where there is little to join.
     """
-    payloads = [part.payload for part in parts]
-    grouped = group_by_size(payloads, target_bytes)
-    names = [schema.shard_name(name, split, i, len(grouped)) for i in range(len(grouped))]
-    groups = [
-        _Group(shard, work, [parts[member] for member in members])
-        for shard, members in zip(names, grouped, strict=True)
-    ]
-
-    def remove_parts(index: int) -> None:
-        for part in groups[index].parts:
-            (work / part.file).unlink(missing_ok=True)
-
-    joined = work / "joined"
-    files.make_directory(joined)
+    # Shard k of dataset d has the number k * len(datasets) + d, which stays the same when another
+    # dataset is completed and the run goes on after that.
+    groups = {
+        number * len(datasets) + place: group
+        for place, joined in enumerate(datasets)
+        if joined is not None
+        for number, group in enumerate(_groups(joined, target_bytes))
+    }
+    files.make_directory(reports)
+    size = sum(part.payload for group in groups.values() for part in group.parts)
+    little = not workers.started and size < _WORTH_A_PROCESS
     engine.run(
         groups,
         engine.Each(_same),
-        _ShardSink([out / shard for shard in names]),
-        joined,
-        indices=range(len(groups)),
-        processes=min(processes, sum(payloads) // _WORTH_A_PROCESS),
-        title=f"{name} (joining)",
-        finished=remove_parts,
+        _ShardSink({index: group.path for index, group in groups.items()}),
+        reports,
+        indices=sorted(groups),
+        workers=shard_workers.Workers(1) if little else workers,
+        title="joining " + ", ".join(joined.name for joined in datasets if joined is not None),
+        finished=lambda index: groups[index].remove_parts(),
     )
-    reports = [engine.read_report(joined, index) for index in range(len(groups))]
-    return [shards.ShardInfo(**report["output"]) for report in reports]
+    found: list[list[shards.ShardInfo]] = [[] for _ in datasets]
+    for index in sorted(groups):
+        report = engine.read_report(reports, index)
+        found[index % len(datasets)].append(shards.ShardInfo(**report["output"]))
+    return found

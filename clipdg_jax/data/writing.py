@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipdg_jax.data import dataset, engine, parts, schema, shards
+from clipdg_jax.data import dataset, engine, parts, schema, shard_workers, shards
 from clipdg_jax.errors import UserError
 
 TARGET_SHARD_BYTES = 1 << 30
@@ -240,11 +240,12 @@ def write_datasets(
         with contextlib.ExitStack() as held:
             run = _Run(targets, source, fn, identity, work / _PARTS)
             incomplete = run.claim(held, process_index, wait)
+            workers = held.enter_context(shard_workers.Workers(processes))
             if incomplete:
-                run.make_parts(incomplete, processes, process_index, process_count)
+                run.make_parts(incomplete, workers, process_index, process_count)
                 if process_index != 0:
                     return None
-                run.complete(incomplete, processes, say)
+                run.complete(incomplete, workers, say)
             _remove(targets, work)
     else:
         _remove(targets, work)  # there if it was killed just before the end
@@ -288,7 +289,7 @@ class _Run:
     def make_parts(
         self,
         incomplete: Mapping[str, Target],
-        processes: int,
+        workers: shard_workers.Workers,
         process_index: int,
         process_count: int,
     ) -> None:
@@ -303,12 +304,15 @@ class _Run:
             ),
             self.reports,
             indices=range(process_index, len(self.source), process_count),
-            processes=processes,
+            workers=workers,
             title=", ".join(target.name for target in incomplete.values()),
         )
 
     def complete(
-        self, incomplete: Mapping[str, Target], processes: int, say: Callable[[str], None]
+        self,
+        incomplete: Mapping[str, Target],
+        workers: shard_workers.Workers,
+        say: Callable[[str], None],
     ) -> None:
         """Waits for the other hosts' shares, and makes shards and manifests of the parts."""
         count = len(self.source)
@@ -324,17 +328,20 @@ class _Run:
                 counts[name].add(report)
                 counts[name].dropped.update(output["dropped"])
                 made[name] += [parts.Part(**part) for part in output["parts"]]
-        for name, target in incomplete.items():
-            infos = parts.join(
-                made[name],
-                target.parts,
-                target.out,
-                name=target.name,
-                split=target.split,
-                target_bytes=self.identity["target_shard_bytes"],
-                processes=processes,
-            )
-            self._describe(target, infos, counts[name])
+        infos = parts.join(
+            [
+                parts.Joined(made[name], target.parts, target.out, target.name, target.split)
+                if name in incomplete
+                else None
+                for name, target in self.targets.items()
+            ],
+            self.reports / "joined",
+            target_bytes=self.identity["target_shard_bytes"],
+            workers=workers,
+        )
+        for (name, target), shards_of in zip(self.targets.items(), infos, strict=True):
+            if name in incomplete:
+                self._describe(target, shards_of, counts[name])
 
     def _describe(
         self, target: Target, infos: Sequence[shards.ShardInfo], counts: engine.Counts

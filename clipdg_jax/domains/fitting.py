@@ -84,7 +84,7 @@ def fit(
         batches = _train_batches(plan, train, context, first)
         stack.callback(batches.close)
         device_feed = feed.DeviceFeed(
-            _with_flips(batches, plan, first, context.seed), plan.mesh, _Select(train)
+            _augmented(batches, plan, first, context.seed), plan.mesh, _Select(train)
         )
         stack.callback(device_feed.close)
         log = metrics.MetricLog(context.workdir, first, plan.steps)
@@ -187,7 +187,7 @@ class _Select:
         self._domain = train.domain.astype(np.int32)
 
     def __call__(self, batch: feed.HostBatch) -> feed.HostBatch:
-        chosen = {name: batch[name] for name in ("image", "valid", "flip") if name in batch}
+        chosen = {name: batch[name] for name in ("image", "valid", "flip", "mix") if name in batch}
         return chosen | {"label": self._domain[batch["index"]]}
 
 
@@ -215,17 +215,24 @@ def _train_batches(
     )
 
 
-def _with_flips(
+def _augmented(
     batches: Iterator[feed.HostBatch], plan: recipe.Plan, first: int, seed: int
 ) -> Iterator[feed.HostBatch]:
-    """Adds `flip`, whether a row is mirrored: a function of the seed, the step and the row."""
-    salt = np.uint64(shuffle.seed_of("flip", seed))
+    """Adds what is asked of `recipe.Plan.batch`'s `flip` and `mix`.
+
+    Both are functions of the seed, the step and the row.
+    """
+    config = plan.config
     for number, batch in enumerate(batches, first):
-        if plan.config.flip:
-            rows = len(batch["valid"])
-            start = number * plan.config.batch_size + jax.process_index() * rows
-            position = np.arange(start, start + rows, dtype=np.uint64)
-            batch["flip"] = (shuffle.hash64(shuffle.hash64(position) ^ salt) & np.uint64(1)) == 1
+        rows = len(batch["valid"])
+        start = number * config.batch_size + jax.process_index() * rows
+        position = shuffle.hash64(np.arange(start, start + rows, dtype=np.uint64))
+        if config.flip:
+            flip = shuffle.hash64(position ^ np.uint64(shuffle.seed_of("flip", seed)))
+            batch["flip"] = (flip & np.uint64(1)) == 1
+        if recipe.mixup(config):
+            mix = shuffle.hash64(position ^ np.uint64(shuffle.seed_of("mix", seed)))
+            batch["mix"] = recipe.mixup_share(mix / 2**64, recipe.mixup(config))
         yield batch
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int32, UInt8
+import scipy.special
+from jaxtyping import Array, Float, Float32
 
 from clipdg_jax import errors
 from clipdg_jax.domains import encoder as encoder_lib
@@ -18,14 +19,31 @@ from clipdg_jax.models import model as model_lib
 from clipdg_jax.training import dry_run, losses, optimizer, sharding, step
 
 # (params, images, labels, valid) -> (mean loss, of how many rows, further metrics). Rows that are
-# not valid have no part in it.
-Loss = Callable[
-    [losses.Params, UInt8[Array, "b s s 3"], Int32[Array, " b"], Bool[Array, " b"]],
-    tuple[Float[Array, ""], Float[Array, ""], losses.Metrics],
-]
+# not valid have no part in it. With mixup, which not every loss knows, it is given the shares too.
+Loss = Callable[..., tuple[Float[Array, ""], Float[Array, ""], losses.Metrics]]
 
 # (seed, what training starts with) -> all parameters by name; traced.
 Init = Callable[[Array, losses.Params], losses.Params]
+
+
+def mixup(config: ml_collections.FrozenConfigDict) -> float:
+    """The method's `mixup`, 0 where it has none."""
+    return config.get("mixup", 0.0)
+
+
+def mixup_share(uniform: Float[np.ndarray, " b"], alpha: float) -> Float32[np.ndarray, " b"]:
+    """From uniform numbers to the smaller share of each mixed pair: min(x, 1 - x), x ~ Beta(a, a).
+
+    mixup (Zhang et al. 2018) mixes a batch's rows with others at the share x. The others are in
+    random order themselves, so that the smaller share may always be theirs.
+    """
+    return scipy.special.betaincinv(alpha, alpha, uniform / 2).astype(np.float32)
+
+
+def mix_rows(values: Float[Array, "b ..."], share: Float[Array, " b"]) -> Float[Array, "b ..."]:
+    """Each row with the previous one's at the given share; the first one's previous is the last."""
+    share = share.reshape(-1, *[1] * (values.ndim - 1))
+    return (1 - share) * values + share * jnp.roll(values, 1, axis=0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,13 +51,15 @@ class Plan:
     """A training before any data is touched. Fits of one plan are compiled once.
 
     Attributes:
-      config: the method's section: `batch_size`, `flip`, `crop_scale`, `crop_ratio`, `log_every`
-        and `optim` are read here, `epochs`, `examples` and `eval_every` in `make_plan`.
+      config: the method's section: `batch_size`, `flip`, `crop_scale`, `crop_ratio`, `log_every`,
+        `optim` and, if it has that, `mixup` are read here, `epochs`, `examples` and `eval_every` in
+        `make_plan`.
       steps: the length. epoch_steps: of an epoch. evaluate_every: from one evaluation to the next.
       start: shapes of what training starts with, by name.
       init: adds what that lacks.
       trainable: regular expression for the names of the parameters that are trained.
-      objective: of batches of `image`, `label`, `valid` and, with `config.flip`, `flip`.
+      objective: of batches of `image`, `label`, `valid` and, where the config asks for them, `flip`
+        (which rows are mirrored) and `mix` (the previous row's share in each, after that).
       validation: what steps are chosen by, without augmentation.
       flops_per_example: forward and backward.
     """
@@ -107,6 +127,8 @@ class Plan:
         }
         if self.config.flip:
             shapes["flip"] = ((rows,), jnp.bool_)
+        if mixup(self.config):
+            shapes["mix"] = ((rows,), jnp.float32)
         return {name: jax.ShapeDtypeStruct(*value) for name, value in shapes.items()}
 
     def report(self, name: str) -> str:
@@ -171,7 +193,7 @@ def make_plan(
 
 
 def _objective(loss: Loss) -> losses.Objective:
-    """Mirrors the rows that are to be, and counts the valid ones."""
+    """Mirrors and mixes the rows that are to be, and counts the valid ones."""
 
     def objective(
         params: losses.Params, batch: Mapping[str, Array], scalars: Mapping[str, Array]
@@ -180,7 +202,12 @@ def _objective(loss: Loss) -> losses.Objective:
         image, valid = batch["image"], batch["valid"]
         if "flip" in batch:
             image = jnp.where(batch["flip"].reshape(-1, 1, 1, 1), image[:, :, ::-1], image)
-        value, _, values = loss(params, image, batch["label"], valid)
+        further = {}
+        if "mix" in batch:
+            share = jnp.where(valid & jnp.roll(valid, 1), batch["mix"], 0.0)
+            image = jnp.round(mix_rows(image.astype(jnp.float32), share)).astype(jnp.uint8)
+            further["share"] = share
+        value, _, values = loss(params, image, batch["label"], valid, **further)
         return value, values | {"valid": jnp.sum(valid)}
 
     return objective

@@ -22,6 +22,7 @@ CONFIG = {
     "eval_every": 1,
     "log_every": 1,
     "label_smoothing": 0.1,
+    "mixup": 0.2,
     "flip": True,
     "crop_scale": (0.9, 1.0),
     "crop_ratio": (0.75, 4 / 3),
@@ -193,31 +194,76 @@ def test_loss_equals_float64(validation):
     assert float(metrics["accuracy"]) == pytest.approx(right / count)
 
 
-def test_flips_are_a_function_of_the_step_and_mirror_half_of_the_rows():
+def test_flips_and_shares_are_functions_of_the_step():
     plan = finetune.plan(
         ml_collections.ConfigDict(CONFIG), renders.tower()[0].config, renders.mesh(1), examples=120
     )
 
-    def flips(first, steps, seed=0):
+    def augmented(first, steps, seed=0):
         batches = ({"valid": np.ones(16, bool)} for _ in range(steps))
-        return np.stack([b["flip"] for b in fitting._with_flips(batches, plan, first, seed)])
+        rows = list(fitting._augmented(batches, plan, first, seed))
+        return np.stack([b["flip"] for b in rows]), np.stack([b["mix"] for b in rows])
 
-    whole = flips(0, 50)
-    np.testing.assert_array_equal(whole[20:], flips(20, 30))
-    assert abs(whole.mean() - 0.5) < 0.06
-    assert (whole != flips(0, 50, seed=1)).mean() > 0.4
+    flips, shares = augmented(0, 50)
+    for whole, resumed in zip((flips, shares), augmented(20, 30), strict=True):
+        np.testing.assert_array_equal(whole[20:], resumed)
+    assert abs(flips.mean() - 0.5) < 0.06
+    others, other_shares = augmented(0, 50, seed=1)
+    assert 0.4 < (flips != others).mean() < 0.6
+    assert (shares != other_shares).mean() > 0.9
+    assert abs(np.corrcoef(flips.ravel(), shares.ravel())[0, 1]) < 0.1
 
-    images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3), dtype=np.uint8)
-    batch = {"image": images, "label": np.zeros(2), "valid": np.ones(2, bool)}
+
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 2.0])
+def test_shares_of_mixup_follow_the_folded_beta_distribution(alpha):
+    drawn = np.random.default_rng(0).beta(alpha, alpha, 200_000)
+    folded = np.minimum(drawn, 1 - drawn)
+    uniform = (np.arange(10_000) + 0.5) / 10_000
+    shares = recipe.mixup_share(uniform, alpha)
+    wanted = np.quantile(folded, [0.1, 0.3, 0.5, 0.7, 0.9])
+    np.testing.assert_allclose(shares[[1000, 3000, 5000, 7000, 9000]], wanted, atol=0.004)
+    assert shares.max() <= 0.5
+
+
+def test_rows_are_mirrored_and_mixed_and_so_are_their_targets():
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(4, 8, 8, 3), dtype=np.uint8)
     seen = {}
 
-    def loss(params, image, label, valid):
-        seen["image"] = np.asarray(image)
-        return 0.0, 2.0, {}
+    def loss(params, image, label, valid, share):
+        seen.update(image=np.asarray(image), share=np.asarray(share))
+        return 0.0, 4.0, {}
 
-    recipe._objective(loss)({}, batch | {"flip": np.array([True, False])}, {})
-    np.testing.assert_array_equal(seen["image"][0], images[0, :, ::-1])
-    np.testing.assert_array_equal(seen["image"][1], images[1])
+    batch = {
+        "image": images,
+        "label": np.zeros(4, np.int32),
+        "valid": np.array([True, True, False, True]),
+        "flip": np.array([True, False, False, False]),
+        "mix": np.array([0.0, 0.25, 0.4, 0.3], np.float32),
+    }
+    recipe._objective(loss)({}, batch, {})
+    mirrored = images[0, :, ::-1]
+    np.testing.assert_array_equal(seen["image"][0], mirrored)
+    exact = 0.75 * images[1].astype(np.float64) + 0.25 * mirrored
+    assert np.abs(seen["image"][1] - exact).max() <= 0.5 + 1e-4
+    # What cannot be read is neither mixed nor mixed in.
+    np.testing.assert_array_equal(seen["image"][2:], images[2:])
+    np.testing.assert_allclose(seen["share"], [0.0, 0.25, 0.0, 0.0])
+
+
+def test_the_loss_of_mixed_rows_is_that_of_their_mixed_targets():
+    model, tower = renders.tower()
+    classifier = finetune.Classifier(model.config, (True, True, True))
+    params = classifier.init(0, tower)
+    side = model.config.vision.image_size
+    rng = np.random.default_rng(1)
+    images = rng.integers(256, size=(3, side, side, 3), dtype=np.uint8)
+    label, valid = np.array([0, 1, 2]), np.ones(3, bool)
+    share = np.array([0.1, 0.2, 0.3], np.float32)
+    log = np.asarray(classifier.log_probabilities(params, images), np.float64)
+    wanted = [-(1 - m) * log[i, label[i]] - m * log[i, label[i - 1]] for i, m in enumerate(share)]
+    found, _, _ = classifier.loss(params, images, label, valid, share)
+    assert float(found) == pytest.approx(np.mean(wanted), rel=1e-5)
 
 
 PAPER = {
@@ -228,6 +274,7 @@ PAPER = {
     "eval_every": 1,
     "log_every": 50,
     "label_smoothing": 0.0,
+    "mixup": 0.0,
     "flip": False,
     "crop_scale": (0.9, 1.0),
     "crop_ratio": (0.75, 4 / 3),

@@ -90,11 +90,13 @@ class Classifier:
         image: UInt8[Array, "b s s 3"],
         label: Int32[Array, " b"],
         valid: Bool[Array, " b"],
+        share: Float[Array, " b"] | None = None,
         smoothing: float = 0.0,
     ) -> tuple[Float[Array, ""], Float[Array, ""], losses.Metrics]:
         """Mean cross-entropy in nats over the valid rows whose domain is trained.
 
         Args:
+          share: of the previous row in each image, and so in its target (`recipe.mix_rows`).
           smoothing: share of each target that is spread evenly over the trained domains.
 
         Returns:
@@ -103,6 +105,8 @@ class Classifier:
         known = jnp.asarray(self.trained, jnp.float32)
         target = jax.nn.one_hot(label, 3) * known.reshape(1, 3)
         counted = valid & (jnp.sum(target, axis=1) > 0)
+        if share is not None:
+            target = recipe.mix_rows(target, share)
         target = (1 - smoothing) * target + smoothing * (known / jnp.sum(known)).reshape(1, 3)
         log = self.log_probabilities(params, image)
         each = -jnp.sum(target * log, axis=1)
@@ -124,8 +128,8 @@ def plan(
     """What fitting comes to, before any data is touched; also for dry runs.
 
     Args:
-      config: the section `finetune`: `mode` (full | frozen), `label_smoothing`, and what
-        `recipe.Plan` takes.
+      config: the section `finetune`: `mode` (full | frozen), `label_smoothing`,
+        `mixup` (the parameter of its Beta distribution; 0: none), and what `recipe.Plan` takes.
       architecture: of the CLIP to start from.
       examples: labels to train on.
       trained: the domains that there are labels of.
@@ -138,6 +142,8 @@ def plan(
     smoothing = config.label_smoothing
     if not 0 <= smoothing < 1:
         raise errors.UserError(f"finetune.label_smoothing: {smoothing}; use 0 or more, less than 1")
+    if config.mixup < 0:
+        raise errors.UserError(f"finetune.mixup: {config.mixup}; use 0 for none, or more")
     frozen = ml_collections.FrozenConfigDict(config)
     return _plan(frozen, Classifier(architecture, trained, config.flip), mesh, examples)
 
