@@ -15,7 +15,7 @@ pre-training mix), wise_ft (interpolation with the pre-trained weights); or seve
 such as l2+wise_ft. Coefficients are chosen on in-distribution validation images.
 
 Presets:
-  demo      from `runs/mix`, which is made if missing, on 480 images of a narrow natural source of
+  demo      from `runs/mix`, which is made if missing, on 600 images of a narrow natural source of
             the demo world; out of distribution: natural images of other conditions, and renditions.
   pacs      from `runs/mix-pacs`: photo -> art_painting, cartoon, sketch.
   imagenet  ViT-B/16 -> V2, R, A, Sketch, ObjectNet, in the suite `data/imagenet`.
@@ -117,11 +117,11 @@ def demo() -> ml_collections.ConfigDict:
     config.inputs = ("configs/mix.py",)
     config.checkpoint = "runs/mix"
     config.batch_size = 32
-    config.epochs = 10
+    config.epochs = 8
     config.dtype = "float32"
     config.data.root = "data/demo"
     config.data.train = "narrow/train"
-    config.data.examples = 480
+    config.data.examples = 600
     config.data.validation = "narrow/validation"
     config.data.suite = "narrow"
     config.data.inside = demo_world.NARROW
@@ -131,7 +131,7 @@ def demo() -> ml_collections.ConfigDict:
     config.assumed.records = config.data.narrow.train
     config.assumed.classes = len(demo_world.CLASSES)
     config.model.name = "tiny"
-    config.optim.lr = 1e-3
+    config.optim.lr = 2e-4
     config.optim.warmup = 15
     config.eval.batch_size = 128
     config.eval.workers = 0

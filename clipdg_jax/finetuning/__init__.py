@@ -1,1 +1,1 @@
-"""Fine-tuning that protects the pre-trained features: methods, their training, and the comparison."""
+"""Fine-tuning that protects pre-trained features: methods, training, and the comparison."""

@@ -21,8 +21,6 @@ from clipdg_jax.finetuning import choosing, fitting, measuring, parts, setting
 from clipdg_jax.finetuning import combination as combination_lib
 from clipdg_jax.finetuning import plan as plan_lib
 
-VALIDATION = "validation"
-
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
@@ -45,7 +43,7 @@ class Candidate:
     @property
     def validation(self) -> float:
         """Accuracy on the validation images."""
-        return self.measured["test_sets"][VALIDATION]["top1"]
+        return self.measured["test_sets"][setting.VALIDATION]["top1"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +88,8 @@ class Comparison:
         self._measurer = measuring.Measurer(
             pretrained,
             self._classes,
-            {**_by_name(opened), VALIDATION: _as_test_set(validation, opened)},
-            (VALIDATION,),
+            {**_by_name(opened), setting.VALIDATION: _as_test_set(validation, opened)},
+            (setting.VALIDATION,),
             batch_size=config.eval.batch_size,
             workers=config.eval.workers,
         )
@@ -110,7 +108,7 @@ class Comparison:
             for point in folded.points()
             for measured, took in self._measured(folded, point)
         ]
-        images = candidates[0].measured["test_sets"][VALIDATION]["n"]
+        images = candidates[0].measured["test_sets"][setting.VALIDATION]["n"]
         chosen = choosing.choose(
             [c.validation for c in candidates], images, [c.protection for c in candidates]
         )
@@ -179,7 +177,7 @@ def _by_name(opened: setting.Opened) -> dict[str, suites.TestSet]:
 
 def _as_test_set(validation: resolve.Source, opened: setting.Opened) -> suites.TestSet:
     first = opened.inside[0]
-    return suites.TestSet(VALIDATION, validation, first.domain, first.templates)
+    return suites.TestSet(setting.VALIDATION, validation, first.domain, first.templates)
 
 
 def _label(point: combination_lib.Point) -> str:

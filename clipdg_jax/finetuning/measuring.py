@@ -3,13 +3,14 @@
 Each data set's images are decoded once for all interpolations.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from clipdg_jax import errors
 from clipdg_jax.evaluation import embedding, predictions, suites
@@ -64,7 +65,7 @@ class Measurer:
         self._numbers = {name: i for i, name in enumerate(classes)}
         self._validation, self._workers = tuple(validation), workers
         self._batch_size = embedding.round_up(batch_size, pretrained.mesh)
-        self._features: dict[str, np.ndarray] = {}  # The pre-trained model's, by test set.
+        self._features: dict[str, embedding.Rows] = {}  # The pre-trained model's, by test set.
 
         def encode(before: parts.Params, after: parts.Params, alpha: Array, image: Array) -> Array:
             params = interpolate(before, after, alpha)
@@ -98,13 +99,19 @@ class Measurer:
             for alpha in alphas
         ]
         for name in self._test_sets:
-            rows = self._embed(name, params, alphas)
+            if all(value is before[key] for key, value in params.items()):
+                shown = self._reference(name)
+                rows = dataclasses.replace(
+                    shown, embedding=np.stack([shown.embedding] * len(alphas), 1)
+                )
+            else:
+                rows = self._embed(name, params, alphas)
             for i, head in enumerate(heads):
                 answers = self._answer(name, rows, rows.embedding[:, i], head)
                 measures = answers.measures()
                 if name not in self._validation:
                     counted = np.isin(rows.index, answers.index)
-                    was, now = self._reference(name)[counted], rows.embedding[counted, i]
+                    was, now = self._reference(name).embedding[counted], rows.embedding[counted, i]
                     measures["cosine"] = drift.cosine(was, now)
                     measures["cka"] = drift.linear_cka(was, now)
                 found[i]["test_sets"][name] = measures
@@ -170,7 +177,7 @@ class Measurer:
                 images, weight.T[known], labels, evaluated, scale=1.0, bias=bias[known]
             )
 
-        shown = embedding.Rows(features, rows.label, rows.index, rows.valid)
+        shown = dataclasses.replace(rows, embedding=features)
         return embedding.answer(shown, test_set, score, name)
 
 

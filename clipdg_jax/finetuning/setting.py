@@ -19,6 +19,9 @@ from clipdg_jax.models import config as model_config
 from clipdg_jax.models import model as model_lib
 from clipdg_jax.training import checkpoints, losses, sharding
 
+# What the images that methods are chosen by are called among the test sets.
+VALIDATION = "validation"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Opened:
@@ -69,6 +72,11 @@ def open_data(config: Any) -> Opened:
         _check_same_classes(data.validation, validation.classes, train.classes)
     (suite,) = suites.load([data.suite], data.root, data.missing)
     known = [test_set.name for test_set in suite.test_sets]
+    if VALIDATION in known:
+        raise errors.UserError(
+            f"config.data.suite: {data.suite} has a test set {VALIDATION!r}, which is what images "
+            "that methods are chosen by are called; rename it"
+        )
     inside = _named(data.inside)
     wrong = [name for name in inside if name not in known]
     if wrong or not inside:

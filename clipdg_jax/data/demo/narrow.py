@@ -36,12 +36,12 @@ class NarrowSpec:
       cue_correlation, colour_correlation: of the source; see `scene.World`.
     """
 
-    train: int = 2000
-    validation: int = 1000
-    test: int = 2400
+    train: int = 1500
+    validation: int = 1500
+    test: int = 2000
     test_other: int = 2000
-    cue_correlation: float = 1.0
-    colour_correlation: float = 0.9
+    cue_correlation: float = 0.9
+    colour_correlation: float = 1.0
 
     def check(self) -> None:
         """Raises UserError, naming the field that is out of range."""

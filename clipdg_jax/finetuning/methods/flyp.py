@@ -1,4 +1,4 @@
-"""FLYP (Goyal et al. 2023): fine-tuned as it was pre-trained, images against prompts of their class.
+"""FLYP (Goyal et al. 2023): fine-tuned as it was pre-trained, images against their class's prompts.
 
 Both towers are trained by the contrastive loss, each image with a prompt drawn from the templates;
 afterwards the head is made of prompts, as for zero-shot. As in the paper, images of one class in a

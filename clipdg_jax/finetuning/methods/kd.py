@@ -1,4 +1,4 @@
-"""Distillation from the pre-trained model: the outputs for the training images stay where they were.
+"""Distillation from the pre-trained model: its outputs for the training images are kept.
 
 features  mean |f - f_0|^2, f of length 1
 logits    mean over images and classes of (z - z_0)^2

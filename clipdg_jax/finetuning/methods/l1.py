@@ -2,15 +2,22 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from clipdg_jax.finetuning import distance, parts
 from clipdg_jax.finetuning.methods.method import Method
 
 
+def magnitude(change: Array) -> Array:
+    """|change|, with gradient 0 at 0, where jnp.abs has 1: what has not moved is not pushed."""
+    return change * jax.lax.stop_gradient(jnp.sign(change))
+
+
 def build(name: str, config: Any) -> parts.Parts:
     """`coefficients`, and `distance.DEFAULTS`."""
-    return distance.build(name, config, jnp.abs)
+    return distance.build(name, config, magnitude)
 
 
 METHOD = Method(

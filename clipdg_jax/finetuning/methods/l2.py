@@ -16,5 +16,5 @@ def build(name: str, config: Any) -> parts.Parts:
 METHOD = Method(
     "squared distance of the weights",
     build,
-    {"coefficients": (1e-3, 1e-2, 1e-1), **distance.DEFAULTS},
+    {"coefficients": (0.01, 0.1, 1.0), **distance.DEFAULTS},
 )

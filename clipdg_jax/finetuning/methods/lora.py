@@ -125,7 +125,7 @@ METHOD = Method(
     "low-rank changes of the weights",
     build,
     {
-        "alphas": (2.0, 8.0, 32.0),
+        "alphas": (4.0, 16.0, 64.0),
         "rank": 8,
         "matrices": r"^visual\..*(in_proj_weight\.[qv])$",
         "lr": 0.0,

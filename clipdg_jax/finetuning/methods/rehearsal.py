@@ -36,7 +36,7 @@ METHOD = Method(
     "the pre-training mix replayed",
     build,
     {
-        "coefficients": (0.1, 1.0),
+        "coefficients": (0.1, 0.4, 1.6),
         "share": 0.5,  # Of all images seen.
         "mix": "",  # Datasets and weights; "": those of the checkpoint's run.
     },
