@@ -32,7 +32,8 @@ from clipdg_jax.finetuning import methods
 
 COMPARE = "compare"
 DATA = ("demo", "pacs", "imagenet", "domainnet")
-PRESETS = (COMPARE, *methods.METHODS, "l2+wise_ft", "lora+kd", *DATA[1:])
+# Arguments that show what can be given.
+PRESETS = (COMPARE, "full,l2+wise_ft,lora+kd", "pacs", "lora,imagenet", "rehearsal,domainnet")
 
 
 def get_config(argument: str | None = None) -> ml_collections.ConfigDict:

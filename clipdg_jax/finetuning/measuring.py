@@ -146,12 +146,11 @@ class Measurer:
             name=name,
         )
 
-    def _reference(self, name: str) -> Float32[np.ndarray, "rows e"]:
-        """The pre-trained model's features of a test set."""
+    def _reference(self, name: str) -> embedding.Rows:
+        """The pre-trained model's features of a test set, [rows, e]."""
         if name not in self._features:
-            self._features[name] = self._embed(name, self._pretrained.params, (0.0,)).embedding[
-                :, 0
-            ]
+            rows = self._embed(name, self._pretrained.params, (0.0,))
+            self._features[name] = dataclasses.replace(rows, embedding=rows.embedding[:, 0])
         return self._features[name]
 
     def _answer(

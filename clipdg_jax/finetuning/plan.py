@@ -89,12 +89,13 @@ class Plan:
           start: what training starts with.
           pretrained: what penalties compare with.
         """
-        argument = (
-            np.uint32(self.seed),
-            {name: start[name] for name in self.start},
-            {name: pretrained[name] for name in self.start},
-        )
-        return step.init_state(self._init, argument, self.tx, self.mesh, self._trainable)
+        chosen = ({name: given[name] for name in self.start} for given in (start, pretrained))
+        return self._initial((np.uint32(self.seed), *chosen))
+
+    @functools.cached_property
+    def _initial(self) -> Callable[[Any], step.State]:
+        argument = (np.uint32(0), self.start, self.start)
+        return step.make_init(self._init, argument, self.tx, self.mesh, self._trainable)
 
     @functools.cached_property
     def train_step(self) -> Any:

@@ -47,9 +47,14 @@ def pretrained() -> setting.Pretrained:
     return setting.Pretrained(model, params | head, mesh(), tokens, len(TEMPLATES), "drawn")
 
 
+def load_preset(argument: str):
+    """A config of `configs/finetune.py`."""
+    return small_runs.load_config("finetune").get_config(argument)
+
+
 def config(**fields):
     """The demo's, with some fields set; a tuple of a sweep may have any length."""
-    made = small_runs.load_config("finetune").get_config("compare")
+    made = load_preset("compare")
     made.batch_size, made.steps, made.optim.warmup = ROWS, 4, 1
     for name, value in fields.items():
         section, _, field = name.rpartition("__")

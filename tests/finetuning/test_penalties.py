@@ -26,9 +26,9 @@ def test_value_and_gradient_are_the_closed_forms(name, reduction):
     planned = small_models.make(name, **{f"{name}__reduction": reduction})
     params, before = small_models.moved(), small_models.pretrained().params
     value, grads = gradient(planned, params, name)
-    assert sorted(grads) == sorted(
-        key for key in before if key.startswith(("visual.", "head."))
-    ), "the text tower is not trained, and not held"
+    assert sorted(grads) == sorted(key for key in before if key.startswith(("visual.", "head."))), (
+        "the text tower is not trained, and not held"
+    )
     # Differences of float32 numbers this close are exact.
     far = {k: np.asarray(params[k], np.float64) - np.asarray(before[k], np.float64) for k in grads}
     count = sum(d.size for d in far.values()) if reduction == "mean" else 1
