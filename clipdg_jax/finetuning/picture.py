@@ -59,13 +59,18 @@ def draw(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         axes.axhline(100 * reference["ood"], color=plots.INK, linewidth=1, linestyle=":")
         axes.axvline(100 * reference["id"], color=plots.INK, linewidth=1, linestyle=":")
     front = [every[i] for i in pareto(every)]
-    axes.plot(*zip(*front), color="#F0E442", linewidth=9, alpha=0.6, zorder=1, label="Pareto front")
+    # Steps: what is reached in both at once is reached by a point, not by a line between two.
+    halo: dict[str, Any] = {"color": "#F0E442", "alpha": 0.6, "zorder": 1}
+    axes.plot(
+        *zip(*front), linewidth=7, drawstyle="steps-pre", marker="o", markersize=17,
+        label="Pareto front", **halo,
+    )  # fmt: skip
     axes.grid(color=plots.FAINT)
     axes.spines["left"].set_visible(True)
     axes.spines["left"].set_color(plots.FAINT)
     for axis, what in ((axes.xaxis, "in distribution"), (axes.yaxis, "out of distribution, mean")):
         axis.set_label_text(f"accuracy {what}", fontsize=12, color=plots.INK)
-        axis.set_major_formatter(matplotlib.ticker.PercentFormatter(decimals=0))
+        axis.set_major_formatter(matplotlib.ticker.PercentFormatter(decimals=None))
         axis.set_major_locator(matplotlib.ticker.MaxNLocator(8, steps=[1, 2, 5, 10]))
     figure.legend(
         loc="outside lower center", ncols=5, fontsize=11, frameon=False, labelcolor=plots.INK

@@ -31,12 +31,14 @@ class Opened:
       train: labelled images; their classes are the head's.
       validation: of the same distribution; None: held out of `train`.
       inside, outside: test sets of the training's distribution, and of others.
+      skipped: test sets that could not be opened, with the reason, where that is allowed.
     """
 
     train: resolve.Source
     validation: resolve.Source | None
     inside: tuple[suites.TestSet, ...]
     outside: tuple[suites.TestSet, ...]
+    skipped: Mapping[str, str]
 
     def fingerprints(self) -> dict[str, str]:
         """Identifies all of it."""
@@ -97,6 +99,7 @@ def open_data(config: Any) -> Opened:
         validation,
         tuple(by_name[name] for name in inside),
         tuple(by_name[name] for name in outside),
+        suite.skipped,
     )
 
 

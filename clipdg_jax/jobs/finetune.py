@@ -58,11 +58,13 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             [test_set.name for test_set in opened.inside],
             [test_set.name for test_set in opened.outside],
             {each.name: each.after.also for each in folded if each.after},
-        ) | {"checkpoint": pretrained.origin}
+        ) | {"checkpoint": pretrained.origin, "skipped": dict(opened.skipped)}
         report.write(claimed.path, results)
         picture.draw(results, claimed.path / PICTURE)
         _log(claimed.path, results)
         claimed.finish(results)
+        for name, reason in opened.skipped.items():
+            print(f"skipped {name}: {reason}")
         print(f"{report.text(results)}\n\n{claimed.path / PICTURE}: the trade-off as a picture")
 
 
