@@ -3,15 +3,13 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from clipdg_jax import errors
 from clipdg_jax.finetuning import methods, parts
-
-T = TypeVar("T")
 
 # Point of a sweep: coefficient by method.
 Point = Mapping[str, float]
@@ -118,7 +116,7 @@ class Combination:
             places.append(1 - alphas.index(alpha) / max(1, len(alphas) - 1))
         return float(np.sum(places))
 
-    def _only(self, part: str, found: list[T | None] | None = None) -> T | None:
+    def _only(self, part: str, found: Sequence[Any] | None = None) -> Any:
         """The one member's part of this kind. Raises UserError where two members have one."""
         each = [getattr(m, part) for m in self.members] if found is None else found
         have = [value for value in each if value is not None]

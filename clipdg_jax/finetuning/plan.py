@@ -100,7 +100,7 @@ class Plan:
     @functools.cached_property
     def train_step(self) -> Any:
         """The compiled update."""
-        built = step.make_train_step(
+        built: Any = step.make_train_step(
             self.objective,
             self.tx,
             self.abstract,

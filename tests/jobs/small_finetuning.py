@@ -15,12 +15,15 @@ from tests.finetuning import small_models
 from tests.jobs import small_runs
 
 NARROW = {"train": 40, "validation": 24, "test": 24, "test_other": 16}
+# Without a stem, whose convolutions take long to compile.
+VISION = {"image_size": 16, "layers": 1, "width": 32, "heads": 2, "patch_size": 8}
+MODEL = {**small_models.MODEL, "vision": {**VISION, "stem": (), "stem_blocks": 0}}
 METHODS = "zero_shot,full,l2+wise_ft,rehearsal"
 
 
 def pretrain(root: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
     """A run's workdir with a checkpoint of drawn parameters, whose mix is the narrow source."""
-    model = model_lib.Model(model_config.from_config(small_models.MODEL))
+    model = model_lib.Model(model_config.from_config(MODEL))
     params = jax.jit(model.init)(jax.random.key(5))
     with_state = {"params": params, "frozen": {}, "opt": {}, "step": jnp.zeros((), jnp.int32)}
     saved = checkpoints.Checkpoints(
@@ -33,7 +36,7 @@ def pretrain(root: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
     return directory
 
 
-def config(root: pathlib.Path, checkpoint: pathlib.Path, **fields) -> ml_collections.ConfigDict:
+def config(root: pathlib.Path, checkpoint: pathlib.Path, /, **fields) -> ml_collections.ConfigDict:
     """The demo's, made small."""
     made = small_runs.load_config("finetune").get_config(METHODS)
     made.inputs = ()
@@ -41,8 +44,8 @@ def config(root: pathlib.Path, checkpoint: pathlib.Path, **fields) -> ml_collect
     made.data.root = str(root)
     made.data.narrow.update(NARROW)
     made.data.examples = 24
-    made.model = ml_collections.ConfigDict(small_models.MODEL)
-    made.steps, made.batch_size, made.log_every, made.checkpoint_every = 3, 8, 1, 1
+    made.model = ml_collections.ConfigDict(MODEL)
+    made.steps, made.batch_size, made.log_every, made.checkpoint_every = 3, 8, 1, 2
     made.l2.coefficients = (0.1, 1.0)
     made.rehearsal.coefficients = (0.5,)
     made.wise_ft.alphas = (0.0, 0.5, 1.0)

@@ -15,6 +15,8 @@ from clipdg_jax.errors import UserError
 from clipdg_jax.evaluation import suites, zero_shot
 from clipdg_jax.finetuning import fitting, methods
 from clipdg_jax.jobs import finetune
+from clipdg_jax.models import config as model_config
+from clipdg_jax.models import model as model_lib
 from clipdg_jax.training import checkpoints, loop
 from tests.finetuning import small_models
 from tests.jobs import small_finetuning, small_runs
@@ -84,7 +86,7 @@ def test_what_a_run_leaves(finished, world):
 def test_the_reference_row_is_what_the_zero_shot_evaluator_finds(finished, world):
     _, directory = finished
     own = json.loads((directory / "results.json").read_text())["methods"]["zero_shot"]
-    model = small_models.pretrained().model
+    model = model_lib.Model(model_config.from_config(small_finetuning.MODEL))
     evaluator = zero_shot.Evaluator(
         model,
         tokenizer.get_tokenizer(model.config.text.vocab_size),

@@ -56,14 +56,13 @@ class NarrowSpec:
 def parts(spec: NarrowSpec) -> list[build.Part]:
     """The datasets that a spec asks for; their names are paths under the suite's directory."""
     natural, cues = (vocabulary.NATURAL,), (spec.cue_correlation, spec.colour_correlation)
-    test = dict(split="test")
     return [
         build.Part("train", natural, spec.train, _TRAIN, cues=cues),
         build.Part("validation", natural, spec.validation, _VALIDATION, cues=cues),
-        build.Part(f"test_{INSIDE}", natural, spec.test, _TEST, cues=cues, **test),
-        build.Part(f"test_{OTHER}", natural, spec.test_other, _OTHER, cues=(0.0, 0.0), **test),
+        build.Part(f"test_{INSIDE}", natural, spec.test, _TEST, "test", cues=cues),
+        build.Part(f"test_{OTHER}", natural, spec.test_other, _OTHER, "test", cues=(0.0, 0.0)),
         *(
-            build.Part(f"test_{style}", (style,), spec.test_other, _OTHER, **test)
+            build.Part(f"test_{style}", (style,), spec.test_other, _OTHER, "test")
             for style in (*vocabulary.RENDITION_STYLES, vocabulary.HELD_OUT_STYLE)
         ),
     ]
