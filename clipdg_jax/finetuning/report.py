@@ -257,13 +257,12 @@ def text(results: Mapping[str, Any]) -> str:
     told = results["verdict"]
     if told:
         error = 200 * told["gain_standard_error"]
-        count = len(told["protecting"])
-        names = f" ({', '.join(told['protecting'])})" if count else ""
         found.append(
             f"full fine-tuning: {100 * told['gain']:+.1f} points in distribution (two standard "
             f"errors: {error:.1f}), {-100 * told['loss']:+.1f} out of distribution\n"
-            f"{count} methods{names} keep at least {100 * ID_SHARE:.0f} % of that gain within "
-            f"{100 * OOD_MARGIN:.0f} points of zero-shot out of distribution"
+            f"at least {100 * ID_SHARE:.0f} % of that gain, and within {100 * OOD_MARGIN:.0f} "
+            "points of zero-shot or above it out of distribution: "
+            f"{', '.join(told['protecting']) or 'no method'}"
         )
     return "\n\n".join(found)
 

@@ -65,7 +65,7 @@ def test_the_verdict_names_what_keeps_both(results):
     # l2: .86 and .59. lora: .89, but .575. wise_ft at .5: .825 is less than half of the gain.
     assert told["protecting"] == ["l2"]
     assert report.verdict({"full": {}}) == {}
-    assert "1 methods (l2) keep at least 50 %" in report.text(results)
+    assert report.text(results).endswith("above it out of distribution: l2")
 
 
 def test_methods_are_told_of_by_their_chosen_point(results):
