@@ -65,8 +65,11 @@ def score(
     labels: Int[np.ndarray, " n"],
     evaluated: Bool[np.ndarray, " c"],
     scale: float = 100.0,
+    bias: Float[np.ndarray, " c"] | None = None,
 ) -> tuple[Int[np.ndarray, " n"], Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """CLIP's zero-shot head: logits are `scale` * image . class, over the evaluated classes.
+
+    Or any linear head: with its weights as `classes`, a scale of 1, and its bias.
 
     Runs on the host, in float32 whatever the model computed in: accelerators would by default
     multiply float32 at lower precision, and the answers must not depend on the device. Ties go
@@ -77,6 +80,7 @@ def score(
       classes: L2-normalised class embeddings (`class_embeddings`).
       labels: class ids.
       evaluated: the classes that can be answered; every label must be one of them.
+      bias: added to the logits, where there is one.
 
     Returns the predicted class ids, their softmax probabilities, and whether the label is among
     the five best.
@@ -85,12 +89,14 @@ def score(
     columns = np.full(len(evaluated), -1)
     columns[ids] = np.arange(len(ids))
     head = np.asarray(classes, np.float32)[ids].T
+    offset = np.zeros(len(ids), np.float32) if bias is None else np.asarray(bias, np.float32)[ids]
     prediction = np.empty(len(images), np.int32)
     probability = np.empty(len(images), np.float32)
     in_top5 = np.empty(len(images), bool)
     for start in range(0, len(images), _ROWS):
         rows = slice(start, start + _ROWS)
         logits = np.float32(scale) * (np.asarray(images[rows], np.float32) @ head)
+        logits = logits + offset[None, :]
         best = logits.argmax(axis=1)
         top = np.take_along_axis(logits, best[:, None], axis=1)
         target = columns[labels[rows]][:, None]
