@@ -67,9 +67,10 @@ def test_held_leaves_do_not_decay_and_others_do():
 def test_distillation_is_zero_at_the_start(of):
     planned = small_models.make("kd", kd__of=of, kd__temperature=2.0)
     value, grads = gradient(planned, small_models.pretrained().params, "kd")
-    assert abs(value) < 1e-9  # Both come out of one program, which may round either otherwise.
+    # Both come out of one program, which may round either otherwise.
+    assert abs(value) < 1e-6
     for key, g in grads.items():
-        np.testing.assert_allclose(g, 0, atol=1e-6, err_msg=key)
+        np.testing.assert_allclose(g, 0, atol=2e-5, err_msg=key)
 
 
 def softmax(z):

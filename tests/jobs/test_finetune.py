@@ -110,6 +110,7 @@ def test_a_complete_run_says_so_and_another_identity_is_refused(finished, world,
         finetune.run(other, directory)
 
 
+@pytest.mark.full
 def test_what_is_finished_is_not_done_again(finished, world, tmp_path, monkeypatch):
     config, directory = finished
     trained = []
@@ -137,6 +138,7 @@ def test_what_is_finished_is_not_done_again(finished, world, tmp_path, monkeypat
     assert small_finetuning.results(tmp_path / "run") == small_finetuning.results(directory)
 
 
+@pytest.mark.full
 def test_several_seeds_are_averaged(world, tmp_path, capsys):
     config = small_finetuning.config(*world, methods="zero_shot,linear_probe", seeds=(3, 4))
     finetune.run(config, tmp_path)
