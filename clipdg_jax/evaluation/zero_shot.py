@@ -64,7 +64,7 @@ class Evaluator:
         # Test sets that share classes and templates share one head, tokenised once.
         length = model.config.text.context_length
         self._tokens = {
-            _head(test_set): tokens(prompts.fill(test_set.templates, test_set.classes), length)
+            _head(test_set): tokens(prompts.fill(test_set.templates, _names(test_set)), length)
             for suite in self._suites
             for test_set in suite.test_sets
         }
@@ -140,7 +140,9 @@ class Evaluator:
         evaluated[labels[counted]] = True
         # Rows that do not count are scored against any evaluated class, and dropped below.
         targets = np.where(local.valid & (local.label >= 0), local.label, evaluated.argmax())
-        answers = predictions.score(local.embedding, head, targets, evaluated)
+        answers = predictions.score(
+            local.embedding, head, targets, evaluated, owner=_owner(test_set)
+        )
         prediction, probability, in_top5 = (_gather(column)[counted] for column in answers)
         index = _gather(local.index)[counted]
         order = np.argsort(index)
@@ -221,7 +223,18 @@ def scalars(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str,
 
 
 def _head(test_set: suites.TestSet) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return test_set.classes, test_set.templates
+    return tuple(_names(test_set)), test_set.templates
+
+
+def _names(test_set: suites.TestSet) -> list[str]:
+    """The names of all classes, one after the other."""
+    return [name for names in test_set.prompt_names for name in names]
+
+
+def _owner(test_set: suites.TestSet) -> np.ndarray:
+    """The class that each of them is a name of."""
+    counts = [len(names) for names in test_set.prompt_names]
+    return np.repeat(np.arange(len(counts)), counts)
 
 
 def _local_rows(array: jax.Array) -> Float32[np.ndarray, "rows e"]:
