@@ -71,7 +71,7 @@ class FolderSource:
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) over the classes and every image's path, label and size."""
-        sizes = [(p, label, (self.root / p).stat().st_size) for p, label in self._listing.found]
+        sizes = [(p, label, _size(self.root / p)) for p, label in self._listing.found]
         return files.digest([list(self.classes), sizes, self._border])
 
     def __len__(self) -> int:
@@ -250,6 +250,14 @@ def _without_border(data: bytes, border: int) -> bytes:
     cut = Image.fromarray(pixels[border:-border, border:-border])
     cut.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, -1 for one that a list names and that is not there."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _folders(path: Path) -> list[str]:

@@ -68,7 +68,8 @@ def read(path: str | pathlib.Path) -> Any:
             return _read(archive)
     except _Refused as error:
         raise UserError(f"{path}: {error}") from error
-    except (OSError, zipfile.BadZipFile) as error:
+    # RuntimeError: a zip that is encrypted, or compressed in a way unknown.
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path}: is not in the zip format of torch.save, or is damaged ({error}); save the "
             "state_dict again, as safetensors best"
