@@ -36,6 +36,15 @@ $(STAMP):
 	@rm -f $(@D)/.installed-*
 	@touch $@
 
+PARITY := .venv-parity/.installed-$(SUM)
+$(PARITY):
+	@PYTHON="$(PYTHON)" EXTRAS=parity sh tools/bootstrap.sh $(@D)
+	@rm -f $(@D)/.installed-*
+	@touch $@
+
+.PHONY: .venv-parity
+.venv-parity: $(PARITY)
+
 $(BROWSER): $(STAMP)
 	@sh tools/install_browser.sh $(@D)
 	@rm -f $(@D)/.browser-*
@@ -83,7 +92,11 @@ bench-loader: $(STAMP)  ## Loader throughput on this machine
 check-tpu: .venv-tpu/.installed-$(SUM)  ## Compile the paper's training step for TPUs, without one (minutes; own .venv-tpu)
 	.venv-tpu/bin/python -m tools.check_tpu
 
+.PHONY: parity
+parity: $(PARITY)  ## Compare with open_clip at full size, live (own .venv-parity with torch)
+	.venv-parity/bin/python -m tools.parity
+
 .PHONY: clean
 clean:  ## Remove the environments and caches; runs/ and data/ stay
-	rm -rf .venv .venv-tpu build *.egg-info .pytest_cache .mypy_cache .ruff_cache .jax_cache
+	rm -rf .venv .venv-tpu .venv-parity build *.egg-info .pytest_cache .mypy_cache .ruff_cache .jax_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

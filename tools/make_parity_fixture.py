@@ -1,7 +1,7 @@
 """Writes what a tiny open_clip model computes, for tests/models/test_parity.py to compare with.
 
-    pip install torch torchvision open_clip_torch     # in an environment of its own
-    python tools/make_parity_fixture.py tests/models/fixtures/open_clip_tiny.npz
+    make .venv-parity
+    .venv-parity/bin/python -m tools.make_parity_fixture tests/models/fixtures/open_clip_tiny.npz
 
 The file holds one set of random weights (`weight/<open_clip's name>`, torch's layout), a batch
 (`image` uint8 [b,h,w,3], `tokens` [b,n]) and, for each case of CASES, the normalised features, the
@@ -13,9 +13,8 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import open_clip
-import torch
-from open_clip import model as open_clip_model
+
+from tools.reference import open_clip, open_clip_model, torch
 
 EMBED_DIM = 16
 VISION = {"image_size": 24, "patch_size": 8, "width": 24, "head_width": 8, "layers": 2}

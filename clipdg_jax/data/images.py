@@ -95,13 +95,19 @@ def train_crop(
     return resize.resize(image[top : top + height, left : left + width], size, size, out)
 
 
-def eval_crop(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """open_clip's test transform: the short side resized to `size`, then the central square."""
+def eval_crop(
+    image: UInt8[np.ndarray, "h w 3"], size: int, exact: bool = False
+) -> UInt8[np.ndarray, "size size 3"]:
+    """open_clip's test transform: the short side resized to `size`, then the central square.
+
+    With `exact` its pixels to the bit, for figures that are compared with open_clip's.
+    """
     height, width = image.shape[:2]
+    resizer = resize.exact if exact else resize.resize
     if height <= width:
-        resized = resize.resize(image, size, int(size * width / height))
+        resized = resizer(image, size, int(size * width / height))
     else:
-        resized = resize.resize(image, int(size * height / width), size)
+        resized = resizer(image, int(size * height / width), size)
     top = round((resized.shape[0] - size) / 2)
     left = round((resized.shape[1] - size) / 2)
     return resized[top : top + size, left : left + size]

@@ -316,7 +316,7 @@ class _EvalTask:
                 image = images.decode(record.image)
             except images.ImageError:
                 continue
-            batch["image"][row] = images.eval_crop(image, self.image_size)
+            batch["image"][row] = images.eval_crop(image, self.image_size, exact=True)
             batch["label"][row] = record.label
             batch["valid"][row] = True
         return batch

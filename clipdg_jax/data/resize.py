@@ -6,8 +6,8 @@ about 40 % of Pillow's time. (OpenCV's INTER_CUBIC has another kernel and does n
 
 Weights are multiples of 2^-15, so that every product and partial sum is exact in float32: the
 result is the same to the bit whatever order, threads or instructions BLAS uses, on any machine.
-It differs from Pillow, whose weights are multiples of 2^-22, by at most one level in a few pixels
-per thousand.
+It differs from Pillow, whose weights are multiples of 2^-22, by one level in a few values per
+thousand, and by two, where both passes differ, in a few per million.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def resize(
     width: int,
     out: UInt8[np.ndarray, "height width 3"] | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """`PIL.Image.resize((width, height), BICUBIC)`, within one level; any strides will do.
+    """`PIL.Image.resize((width, height), BICUBIC)`, nearly (see above); any strides will do.
 
     With `out`, a contiguous array, the result is written there: straight to a batch's row, it
     saves a copy.
@@ -101,8 +101,15 @@ def resize(
     if out is not None and not out.flags.c_contiguous:
         raise ValueError("out is not contiguous")
     if image.shape[0] * image.shape[1] > _LARGE:
-        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-        return _put(np.asarray(resized), out)
+        return _put(exact(image, height, width), out)
     # Columns first, as Pillow does, on the transposed image.
     columns = _filter_rows(cv2.transpose(image), width)
     return _filter_rows(cv2.transpose(columns), height, out)
+
+
+def exact(
+    image: UInt8[np.ndarray, "h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Pillow's own resize: the same to the bit, in 2.5 to 3 times the time."""
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized)

@@ -1,6 +1,7 @@
 """From the name of a dataset to the data: the one place that knows where data may be.
 
-A name is a directory below `data_root`, any path, or `tfds:<name>[/<config>]:<split>`.
+A name is a directory below `data_root`, any path, `tfds:<name>[/<config>]:<split>`, or
+`folder:<layout>:<path>` (`folders`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from clipdg_jax.data import dataset, engine, schema, tars, tfds_source
+from clipdg_jax.data import dataset, engine, folders, schema, tars, tfds_source
 from clipdg_jax.errors import UserError
 
 
@@ -63,6 +64,8 @@ def resolve(name: str, data_root: str | os.PathLike[str]) -> Source:
     """
     if name.startswith(tfds_source.PREFIX):
         return tfds_source.open_tfds(name, Path(data_root))
+    if name.startswith(folders.PREFIX):
+        return folders.open_folder(name, Path(data_root))
     path = _directory(name, Path(data_root))
     if _has_tars(path):
         raise UserError(
@@ -72,13 +75,26 @@ def resolve(name: str, data_root: str | os.PathLike[str]) -> Source:
     return dataset.open_dataset(path)
 
 
+def is_there(name: str, data_root: str | os.PathLike[str]) -> bool:
+    """Whether `resolve` would find something under the name, be it in order or not."""
+    root = Path(data_root)
+    if name.startswith(tfds_source.PREFIX):
+        return tfds_source.find(name, root) is not None
+    if name.startswith(folders.PREFIX):
+        path = name.removeprefix(folders.PREFIX).partition(":")[2]
+        return bool(path) and (root / path).is_dir()
+    return bool(name) and any((base / dataset.MANIFEST).is_file() for base in (root / name, Path(name)))
+
+
 def resolve_pool(name: str, data_root: str | os.PathLike[str]) -> Pool:
     """The dataset or directory of tars `name`, for reading shard by shard.
 
     Raises UserError like `resolve`, save that tars are welcome and TFDS data are not.
     """
-    if name.startswith(tfds_source.PREFIX):
-        raise UserError(f"{name}: TFDS data are read at random only; name a dataset or tars here")
+    if name.startswith((tfds_source.PREFIX, folders.PREFIX)):
+        raise UserError(
+            f"{name}: TFDS data and folders are read at random only; name a dataset or tars here"
+        )
     path = _directory(name, Path(data_root))
     return tars.open_tars(str(path)) if _has_tars(path) else dataset.open_dataset(path)
 

@@ -117,20 +117,34 @@ def open_tfds(name: str, data_root: Path) -> TfdsSource:
         UserError: it is not there (the message tells how to prepare it), has no such split, or
             is not in ArrayRecord files.
     """
+    found = find(name, data_root)
+    path, split = _parts(name)
+    if found is not None:
+        return TfdsSource(found, path, split)
+    raise UserError(
+        f"{name}: not prepared in {' or '.join(map(str, _roots(data_root)))}; prepare it with "
+        f"`python -c \"import tensorflow_datasets as tfds; tfds.builder('{path}', "
+        "file_format='array_record').download_and_prepare()\"`"
+    )
+
+
+def find(name: str, data_root: Path) -> Path | None:
+    """The directory that `open_tfds` would open; None if there is none."""
+    path, _ = _parts(name)
+    directories = (_newest(root / path) for root in _roots(data_root))
+    return next((found for found in directories if found is not None), None)
+
+
+def _parts(name: str) -> tuple[str, str]:
     match = re.fullmatch(rf"{PREFIX}([^:]+):(.+)", name)
     if match is None:
         raise UserError(f"{name}: TFDS data are named tfds:<name>[/<config>]:<split>")
-    path, split = match.groups()
-    roots = [data_root, Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")]
-    for root in (root.expanduser() for root in roots):
-        directory = _newest(root / path)
-        if directory is not None:
-            return TfdsSource(directory, path, split)
-    raise UserError(
-        f"{name}: not prepared in {' or '.join(map(str, roots))}; prepare it with `python -c "
-        f"\"import tensorflow_datasets as tfds; tfds.builder('{path}', "
-        "file_format='array_record').download_and_prepare()\"`"
-    )
+    return match[1], match[2]
+
+
+def _roots(data_root: Path) -> list[Path]:
+    home = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    return [data_root.expanduser(), home.expanduser()]
 
 
 def _newest(path: Path) -> Path | None:

@@ -66,6 +66,7 @@ def score(
     evaluated: Bool[np.ndarray, " c"],
     scale: float = 100.0,
     bias: Float[np.ndarray, " c"] | None = None,
+    owner: Int[np.ndarray, " names"] | None = None,
 ) -> tuple[Int[np.ndarray, " n"], Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """CLIP's zero-shot head: logits are `scale` * image . class, over the evaluated classes.
 
@@ -77,10 +78,13 @@ def score(
 
     Args:
       images: L2-normalised image embeddings.
-      classes: L2-normalised class embeddings (`class_embeddings`).
+      classes: L2-normalised class embeddings (`class_embeddings`), or several for a class.
       labels: class ids.
       evaluated: the classes that can be answered; every label must be one of them.
-      bias: added to the logits, where there is one.
+      scale: what the similarities are multiplied by.
+      bias: added to each class's logit, where there is one.
+      owner: the class of each row of `classes`, rising, where they are not one each: a class's
+        logit is then its rows' largest.
 
     Returns the predicted class ids, their softmax probabilities, and whether the label is among
     the five best.
@@ -88,14 +92,20 @@ def score(
     ids = np.flatnonzero(evaluated)
     columns = np.full(len(evaluated), -1)
     columns[ids] = np.arange(len(ids))
-    head = np.asarray(classes, np.float32)[ids].T
     offset = np.zeros(len(ids), np.float32) if bias is None else np.asarray(bias, np.float32)[ids]
+    if owner is None:
+        owner = np.arange(len(evaluated))
+    rows_of = np.flatnonzero(evaluated[owner])
+    starts = np.searchsorted(owner[rows_of], ids)
+    head = np.asarray(classes, np.float32)[rows_of].T
     prediction = np.empty(len(images), np.int32)
     probability = np.empty(len(images), np.float32)
     in_top5 = np.empty(len(images), bool)
     for start in range(0, len(images), _ROWS):
         rows = slice(start, start + _ROWS)
         logits = np.float32(scale) * (np.asarray(images[rows], np.float32) @ head)
+        if len(starts) < logits.shape[1]:
+            logits = np.maximum.reduceat(logits, starts, axis=1)
         logits = logits + offset[None, :]
         best = logits.argmax(axis=1)
         top = np.take_along_axis(logits, best[:, None], axis=1)

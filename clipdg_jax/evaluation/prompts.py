@@ -1,7 +1,9 @@
 """Prompt templates: what turns a class name into captions."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from clipdg_jax.data import imagenet
 from clipdg_jax.errors import UserError
 
 # For suites that bring no templates of their own. They name no medium except "photo" and
@@ -29,6 +31,16 @@ def check(templates: Sequence[str], where: str) -> tuple[str, ...]:
                 f"{where}: {template!r} is not a template; each holds {{}} once, for the class name"
             )
     return tuple(templates)
+
+
+def chosen(templates: Any, where: str) -> tuple[str, ...] | None:
+    """The templates that a suite names: a list, "openai" for OpenAI's 80, or None for none.
+
+    Raises UserError as `check`.
+    """
+    if templates is None:
+        return None
+    return imagenet.templates() if templates == "openai" else check(templates, where)
 
 
 def fill(templates: Sequence[str], classes: Sequence[str]) -> list[str]:

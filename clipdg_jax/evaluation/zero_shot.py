@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from clipdg_jax.data import tokenizer
 from clipdg_jax.evaluation import embedding, predictions, prompts, suites
@@ -59,7 +60,7 @@ class Evaluator:
         # Test sets that share classes and templates share one head, tokenised once.
         length = model.config.text.context_length
         self._tokens = {
-            _head(test_set): tokens(prompts.fill(test_set.templates, test_set.classes), length)
+            _head(test_set): tokens(prompts.fill(test_set.templates, _names(test_set)), length)
             for suite in self._suites
             for test_set in suite.test_sets
         }
@@ -111,7 +112,7 @@ class Evaluator:
         )
 
         def score(images, targets, evaluated):
-            return predictions.score(images, head, targets, evaluated)
+            return predictions.score(images, head, targets, evaluated, owner=_owner(test_set))
 
         return embedding.answer(rows, test_set, score, name)
 
@@ -145,4 +146,15 @@ def scalars(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str,
 
 
 def _head(test_set: suites.TestSet) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return test_set.classes, test_set.templates
+    return tuple(_names(test_set)), test_set.templates
+
+
+def _names(test_set: suites.TestSet) -> list[str]:
+    """The names of all classes, one after the other."""
+    return [name for names in test_set.prompt_names for name in names]
+
+
+def _owner(test_set: suites.TestSet) -> np.ndarray:
+    """The class that each of them is a name of."""
+    counts = [len(names) for names in test_set.prompt_names]
+    return np.repeat(np.arange(len(counts)), counts)

@@ -37,6 +37,7 @@ class TestSet:
         source: its records.
         domain: natural or rendition; says which decider cleans it.
         templates: of its prompts.
+        classnames: what its classes are called there, see `suites`.
     """
 
     __test__ = False  # not a pytest class, whatever its name
@@ -46,6 +47,7 @@ class TestSet:
     source: resolve.Source
     domain: str
     templates: tuple[str, ...] = ()
+    classnames: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,12 @@ def resolve_sets(named: str | Mapping[str, str], data_root: str) -> list[TestSet
             continue
         (suite,) = suites.load([part], data_root)
         for own in suite.test_sets:
-            found.append(TestSet(suite.name, own.name, own.source, own.domain, own.templates))
+            # What is of both domains has a clean version in each.
+            both = own.domain not in calibration.DECIDED
+            for domain in calibration.DECIDED if both else (own.domain,):
+                title = f"{own.name}_{domain}" if both else own.name
+                how = own.templates, own.classnames
+                found.append(TestSet(suite.name, title, own.source, domain, *how))
     names = [one.name for one in found]
     for one in found:
         if one.domain not in calibration.DECIDED:
@@ -249,6 +256,8 @@ def write_suites(
             fields[one.name] = {"dataset": place, "domain": one.domain}
             if one.templates:
                 fields[one.name]["templates"] = list(one.templates)
+            if one.classnames:
+                fields[one.name]["classnames"] = one.classnames
         files.make_directory(out / title)
         left = {one.name: cleaned[one.name]["classes_left"] for one in own}
         files.write_json(out / title / CLASSES, left)

@@ -1,0 +1,1 @@
+"""Weights in and out: open_clip's and Hugging Face's CLIP, and ours."""
