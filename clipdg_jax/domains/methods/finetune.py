@@ -8,8 +8,8 @@ A domain without labels in training has the logit minus infinity, and so the pro
 
 A classifier trained on mirrored images too (`flip`) gives the mean of the probabilities of an image
 and of its mirror image. On the demo pool that is worth 3 points of recall at precision 0.98. Where
-labels are wrong, `mixup` (Zhang et al. 2018) keeps the network from learning them by heart: with one
-in twenty, natural's recall rises from 78 to 89 %.
+labels are wrong, `mixup` (Zhang et al. 2018) keeps the network from learning them by heart: with
+one in twenty, natural's recall rises from 78 to 89 %.
 """
 
 from __future__ import annotations
