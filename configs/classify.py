@@ -180,7 +180,8 @@ def pool() -> ml_collections.ConfigDict:
     config.encoder.checkpoint = "runs/mix-encoder"
     vision = {"image_size": config.data.demo.size}
     config.encoder.model = ml_collections.ConfigDict({"name": "tiny", "vision": vision})
-    _shorten(config, epochs=50)
+    _shorten(config, epochs=80, others=25)
+    config.finetune.mixup = 0.5  # A label in twenty is wrong.
     config.gram.channels = 32
     config.gram.l2 = 0.1
     config.amplitude.image_size = config.data.demo.size
@@ -190,11 +191,18 @@ def pool() -> ml_collections.ConfigDict:
     return config
 
 
-def _shorten(config: ml_collections.ConfigDict, epochs: int) -> None:
-    """A tiny tower on few, partly wrong labels: AdamW, a cosine to 0, crops and mirrored images."""
-    for section in (config.finetune, config.frozen, config.style):
-        section.epochs = epochs
-        section.eval_every = max(1, epochs // 10)
+def _shorten(config: ml_collections.ConfigDict, epochs: int, others: int) -> None:
+    """A tiny tower on few labels: AdamW, a cosine to 0, crops, mirrored images.
+
+    Args:
+      epochs: of the fine-tuned classifier.
+      others: epochs of what else learns.
+    """
+    lengths = {"finetune": (epochs, 10), "frozen": (others, 5), "style": (others, 5)}
+    for name, (length, looks) in lengths.items():
+        section = config[name]
+        section.epochs = length
+        section.eval_every = max(1, length // looks)
         section.batch_size = 64
         section.crop_scale = (0.5, 1.0)
         section.flip = True
@@ -204,8 +212,6 @@ def _shorten(config: ml_collections.ConfigDict, epochs: int) -> None:
         section.optim.warmup = 50
         section.optim.weight_decay = 0.2
     config.finetune.label_smoothing = 0.05
-    config.finetune.mixup = 0.5
-    config.frozen.epochs = config.style.epochs = max(1, epochs // 2)
 
 
 def demo() -> ml_collections.ConfigDict:
@@ -238,7 +244,7 @@ def pacs() -> ml_collections.ConfigDict:
     config.inputs = ()
     config.encoder.checkpoint = ""
     config.encoder.model = ml_collections.ConfigDict({"name": "tiny-64"})
-    _shorten(config, epochs=16)
+    _shorten(config, epochs=8, others=4)
     config.amplitude.image_size = 96
     config.ensemble.members = "finetune,gram,amplitude"
     return config

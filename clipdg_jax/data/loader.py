@@ -87,8 +87,8 @@ def train_batches(
 
     A batch is a dict of arrays of b = batch_size / process_count rows: image uint8
     [b, size, size, 3], tokens int32 [b, context_length], valid bool [b] (False where the record
-    could not be read or decoded: its image and tokens are zeros), source int32 [b] (index into
-    `sources`), index int64 [b] (record within the source).
+    could not be read or decoded: its image and tokens are zeros), label int32 [b] (-1 where there
+    is none), source int32 [b] (index into `sources`), index int64 [b] (record within the source).
 
     Args:
       sources: the datasets of `mix.active_names`, in that order.
@@ -211,7 +211,7 @@ class _TrainTask:
         return self.plan.steps * self.parts
 
     def batch_bytes(self) -> int:
-        per_row = 3 * self.image_size**2 + 4 * self.context_length + 13
+        per_row = 3 * self.image_size**2 + 4 * self.context_length + 17
         return -(-len(self.rows) // self.parts) * per_row
 
     def __getitem__(self, element: int) -> Batch:
@@ -224,6 +224,7 @@ class _TrainTask:
             "image": np.empty((len(rows), self.image_size, self.image_size, 3), np.uint8),
             "tokens": np.zeros((len(rows), self.context_length), np.int32),
             "valid": np.zeros(len(rows), bool),
+            "label": np.full(len(rows), -1, np.int32),
             "source": source,
             "index": index,
         }
@@ -248,6 +249,7 @@ class _TrainTask:
                 out=batch["image"][row],
             )
             batch["tokens"][row] = self._tokens(record, self.stored[i])
+            batch["label"][row] = record.label
             batch["valid"][row] = True
         return batch
 

@@ -65,9 +65,12 @@ def score(
     labels: Int[np.ndarray, " n"],
     evaluated: Bool[np.ndarray, " c"],
     scale: float = 100.0,
+    bias: Float[np.ndarray, " c"] | None = None,
     owner: Int[np.ndarray, " names"] | None = None,
 ) -> tuple[Int[np.ndarray, " n"], Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """CLIP's zero-shot head: logits are `scale` * image . class, over the evaluated classes.
+
+    Or any linear head: with its weights as `classes`, a scale of 1, and its bias.
 
     Runs on the host, in float32 whatever the model computed in: accelerators would by default
     multiply float32 at lower precision, and the answers must not depend on the device. Ties go
@@ -79,6 +82,7 @@ def score(
       labels: class ids.
       evaluated: the classes that can be answered; every label must be one of them.
       scale: what the similarities are multiplied by.
+      bias: added to the logits, where there is one.
       owner: the class of each row of `classes`, rising, where they are not one each: a class's
         logit is then its rows' largest.
 
@@ -93,6 +97,7 @@ def score(
     rows_of = np.flatnonzero(evaluated[owner])
     starts = np.searchsorted(owner[rows_of], ids)
     head = np.asarray(classes, np.float32)[rows_of].T
+    offset = np.zeros(len(ids), np.float32) if bias is None else np.asarray(bias, np.float32)[ids]
     prediction = np.empty(len(images), np.int32)
     probability = np.empty(len(images), np.float32)
     in_top5 = np.empty(len(images), bool)
@@ -101,6 +106,7 @@ def score(
         logits = np.float32(scale) * (np.asarray(images[rows], np.float32) @ head)
         if len(starts) < logits.shape[1]:
             logits = np.maximum.reduceat(logits, starts, axis=1)
+        logits = logits + offset[None, :]
         best = logits.argmax(axis=1)
         top = np.take_along_axis(logits, best[:, None], axis=1)
         target = columns[labels[rows]][:, None]

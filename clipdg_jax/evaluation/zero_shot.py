@@ -9,20 +9,16 @@ mesh; the similarities are taken on the host in float32 (`predictions.score`).
 """
 
 import collections
-import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import tqdm
-from jax.experimental import multihost_utils
-from jaxtyping import Float32
 
-from clipdg_jax.data import loader, tokenizer
-from clipdg_jax.errors import UserError
-from clipdg_jax.evaluation import predictions, prompts, suites
+from clipdg_jax.data import tokenizer
+from clipdg_jax.evaluation import embedding, predictions, prompts, suites
 from clipdg_jax.models import model as model_lib
 from clipdg_jax.training import sharding
 
@@ -56,7 +52,7 @@ class Evaluator:
         """
         self._model, self._mesh, self._workers = model, mesh, workers
         self._suites = tuple(suite_list)
-        self._batch_size = self._round_up(batch_size)
+        self._batch_size = embedding.round_up(batch_size, mesh)
         rows = sharding.batch_sharding(mesh)
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         self._encode_image = jax.jit(model.encode_image, out_shardings=rows)
@@ -83,7 +79,15 @@ class Evaluator:
         """
         params = {name: params[name] for name in self._model.shapes()}
         heads = {
-            head: predictions.class_embeddings(self._embed_prompts(params, tokens), len(head[1]))
+            head: predictions.class_embeddings(
+                embedding.embed_prompts(
+                    functools.partial(self._encode_text, params),
+                    tokens,
+                    self._mesh,
+                    self._batch_size,
+                ),
+                len(head[1]),
+            )
             for head, tokens in self._tokens.items()
         }
         return {
@@ -96,102 +100,21 @@ class Evaluator:
             for suite in self._suites
         }
 
-    def _round_up(self, rows: int) -> int:
-        """The next multiple of the number of devices."""
-        return math.ceil(rows / self._mesh.size) * self._mesh.size
-
-    def _embed_prompts(self, params, tokens) -> Float32[np.ndarray, "prompts e"]:
-        rows = sharding.batch_sharding(self._mesh)
-        size = min(self._batch_size, self._round_up(len(tokens)))
-        parts = []
-        for start in range(0, len(tokens), size):
-            batch = tokens[start : start + size]
-            padded = np.zeros((size, tokens.shape[1]), np.int32)
-            padded[: len(batch)] = batch
-            # Every process holds all prompts and hands its devices their rows.
-            on_devices = jax.make_array_from_callback(padded.shape, rows, padded.__getitem__)
-            parts.append(self._encode_text(params, on_devices)[: len(batch)])
-        return np.concatenate([np.asarray(part, np.float32) for part in parts])
-
     def _predict_one(self, params, test_set, head, name) -> predictions.Predictions:
-        local = self._embed_images(params, test_set.source, name)
-        labels = _gather(local.label)
-        valid = _gather(local.valid)
-        labelled = labels >= 0
-        counted = valid & labelled
-        # Every process decides on all rows, so that all of them raise or none does.
-        finite = _gather(np.isfinite(local.embedding).all(axis=1))
-        if not counted.any():
-            raise UserError(
-                f"test set {name}: none of its {len(test_set.source)} records decodes and has a "
-                "label; import it again"
-            )
-        if not finite[valid].all():
-            raise UserError(
-                f"test set {name}: the model's embeddings are not finite; evaluate another "
-                "checkpoint"
-            )
-        if labels[counted].max() >= len(test_set.classes):
-            raise UserError(
-                f"test set {name}: label {labels[counted].max()} has no class; the manifest lists "
-                f"{len(test_set.classes)}"
-            )
-        evaluated = np.zeros(len(test_set.classes), bool)
-        evaluated[labels[counted]] = True
-        # Rows that do not count are scored against any evaluated class, and dropped below.
-        targets = np.where(local.valid & (local.label >= 0), local.label, evaluated.argmax())
-        answers = predictions.score(
-            local.embedding, head, targets, evaluated, owner=_owner(test_set)
-        )
-        prediction, probability, in_top5 = (_gather(column)[counted] for column in answers)
-        index = _gather(local.index)[counted]
-        order = np.argsort(index)
-        return predictions.Predictions(
-            domain=test_set.domain,
-            classes=test_set.classes,
-            evaluated=evaluated,
-            index=index[order].astype(np.int64),
-            label=labels[counted][order],
-            prediction=prediction[order],
-            probability=probability[order],
-            in_top5=in_top5[order],
-            invalid=len(test_set.source) - int(valid.sum()),
-            unlabelled=int((valid & ~labelled).sum()),
-        )
-
-    def _embed_images(self, params, source, name) -> "_Local":
-        """Embeds this process's rows; the same number of rows on every process."""
-        batches = loader.eval_batches(
-            source,
+        rows = embedding.embed_images(
+            functools.partial(self._encode_image, params),
+            test_set.source,
+            mesh=self._mesh,
             batch_size=self._batch_size,
             image_size=self._model.config.vision.image_size,
             workers=self._workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            name=name,
         )
-        columns: dict[str, list[Any]] = collections.defaultdict(list)
-        embeddings = columns["embedding"]
-        steps = math.ceil(len(source) / self._batch_size)
-        with batches:
-            for batch in _progress(batches, steps, name):
-                image = sharding.put_batch({"image": batch["image"]}, self._mesh)["image"]
-                embeddings.append(self._encode_image(params, image))
-                for column, dtype in (("label", np.int32), ("index", np.int32), ("valid", bool)):
-                    columns[column].append(batch[column].astype(dtype))
-                if len(embeddings) > 1:  # one batch late: the devices are never waited for
-                    embeddings[-2] = _local_rows(embeddings[-2])
-        embeddings[-1] = _local_rows(embeddings[-1])
-        return _Local(**{key: np.concatenate(parts) for key, parts in columns.items()})
 
+        def score(images, targets, evaluated):
+            return predictions.score(images, head, targets, evaluated, owner=_owner(test_set))
 
-@dataclasses.dataclass(frozen=True)
-class _Local:
-    """This process's rows of a test set, padding included."""
-
-    embedding: Float32[np.ndarray, "rows e"]
-    label: np.ndarray
-    index: np.ndarray
-    valid: np.ndarray
+        return embedding.answer(rows, test_set, score, name)
 
 
 def measure(answers: Mapping[str, Mapping[str, predictions.Predictions]]) -> Results:
@@ -223,34 +146,4 @@ def scalars(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str,
 
 
 def _head(test_set: suites.TestSet) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return tuple(_names(test_set)), test_set.templates
-
-
-def _names(test_set: suites.TestSet) -> list[str]:
-    """The names of all classes, one after the other."""
-    return [name for names in test_set.prompt_names for name in names]
-
-
-def _owner(test_set: suites.TestSet) -> np.ndarray:
-    """The class that each of them is a name of."""
-    counts = [len(names) for names in test_set.prompt_names]
-    return np.repeat(np.arange(len(counts)), counts)
-
-
-def _local_rows(array: jax.Array) -> Float32[np.ndarray, "rows e"]:
-    """This process's rows, in the order in which `sharding.put_batch` took them."""
-    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    return np.concatenate([np.asarray(shards[start], np.float32) for start in sorted(shards)])
-
-
-def _gather(column: np.ndarray) -> np.ndarray:
-    """The rows of all processes, on every process."""
-    return np.asarray(multihost_utils.process_allgather(column, tiled=True))
-
-
-def _progress(batches, steps: int, name: str):
-    """A bar on the first process's terminal, for evaluations of more than five seconds."""
-    quiet = True if jax.process_index() else None  # None: only where stderr is a terminal
-    return tqdm.tqdm(
-        batches, total=steps, desc=f"evaluate {name}", delay=5, leave=False, disable=quiet
-    )
+    return test_set.classes, test_set.templates

@@ -7,7 +7,7 @@ import ml_collections
 
 from clipdg_jax import errors
 
-JOBS = ("pretrain", "evaluate", "classify", "dedup", "curate", "audit")
+JOBS = ("pretrain", "evaluate", "classify", "dedup", "curate", "audit", "finetune")
 
 
 def module(config: ml_collections.ConfigDict) -> ModuleType:

@@ -109,10 +109,15 @@ def decay_mask(params: Mapping[str, Any]) -> dict[str, bool]:
     }
 
 
-def make_optimizer(optim: Any, steps: int, epoch_steps: int = 1) -> optax.GradientTransformation:
+def make_optimizer(
+    optim: Any,
+    steps: int,
+    epoch_steps: int = 1,
+    decayed: Callable[[Mapping[str, Any]], dict[str, bool]] = decay_mask,
+) -> optax.GradientTransformation:
     """The optimiser that a config asks for, by the field `name`.
 
-    "adamw", where absent: as OpenCLIP sets it up, decay on `decay_mask`'s parameters, decoupled
+    "adamw", where absent: as OpenCLIP sets it up, decay on `decayed`'s parameters, decoupled
     and times lr. "sgd": torch's, v = momentum v + (g + weight_decay p), p = p - lr v, so that the
     decay enters the momentum; of all parameters.
 
@@ -121,6 +126,7 @@ def make_optimizer(optim: Any, steps: int, epoch_steps: int = 1) -> optax.Gradie
         (None or 0 for no clipping); for AdamW `beta1`, `beta2`, `eps`; for SGD `momentum`.
       steps: the length of the run, for the schedule.
       epoch_steps: the length of an epoch, for a schedule in epochs.
+      decayed: which of the parameters AdamW's decay touches.
 
     Raises:
       UserError: a field outside its range, or an optimiser or schedule that does not exist.
@@ -144,7 +150,7 @@ def make_optimizer(optim: Any, steps: int, epoch_steps: int = 1) -> optax.Gradie
                 b2=optim["beta2"],
                 eps=optim["eps"],
                 weight_decay=optim["weight_decay"],
-                mask=decay_mask,
+                mask=decayed,
             )
         )
     else:

@@ -58,7 +58,7 @@ def abstract_state(
 ) -> State:
     """The state's shapes, dtypes and shardings, without computing it.
 
-    Args: as for `init_state`.
+    Args: as for `make_init`.
 
     Returns:
       The state with a `jax.ShapeDtypeStruct` for each leaf: what `Checkpoints.restore` fills,
@@ -86,18 +86,19 @@ def state_shardings(state: State) -> State:
     return jax.tree.map(lambda x: x.sharding, state)
 
 
-def init_state(
+def make_init(
     init: Init,
     argument: Any,
     tx: optax.GradientTransformation,
     mesh: Mesh,
     trainable: str = "",
-) -> State:
-    """Computes a new state where it will live.
+) -> Callable[[Any], State]:
+    """Builds a function that computes new states where they will live: compiled once for all.
 
     Args:
       init: `init(argument)` gives all parameters by canonical name; it is traced.
-      argument: what `init` takes: a PRNG key; or loaded parameters, with an identity as `init`.
+      argument: what `init` takes, or its shapes: a PRNG key; or loaded parameters, with an
+        identity as `init`.
       tx: the optimiser.
       mesh: from `sharding.make_mesh`.
       trainable: regular expression, searched for in the canonical names of the parameters to
@@ -107,7 +108,18 @@ def init_state(
       UserError: `trainable` matches no parameter.
     """
     shardings = state_shardings(abstract_state(init, argument, tx, mesh, trainable))
-    return jax.jit(_builder(init, tx, trainable), out_shardings=shardings)(argument)
+    return jax.jit(_builder(init, tx, trainable), out_shardings=shardings)
+
+
+def init_state(
+    init: Init,
+    argument: Any,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    trainable: str = "",
+) -> State:
+    """Computes a new state where it will live. Arguments and errors are those of `make_init`."""
+    return make_init(init, argument, tx, mesh, trainable)(argument)
 
 
 def merged_params(state: State) -> losses.Params:

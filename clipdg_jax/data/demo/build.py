@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,8 @@ class Part:
       offset: added to the world's seed.
       split: of the manifest.
       copies: share of the records that are copies of earlier ones.
+      cues: the cue and colour correlations (see `scene.World`), where they are not the spec's
+        and 0.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Part:
     offset: int
     split: str = "train"
     copies: float = 0.0
+    cues: tuple[float, float] | None = None
 
     @property
     def domain(self) -> str:
@@ -158,7 +161,7 @@ class _Maker:
     def __call__(self, numbers: Iterator[int]) -> Iterator[schema.Record]:
         cv2.setNumThreads(1)  # the pictures are small, and the processes many
         tokens = tokenizer.get_tokenizer(self.spec.vocab_size)
-        drawn = scene.World(self.spec.size, self.spec.cue_correlation)
+        drawn = scene.World(self.spec.size, *(self.part.cues or (self.spec.cue_correlation, 0.0)))
         for number in numbers:
             yield self._record(number, drawn, tokens)
 
@@ -228,7 +231,7 @@ def ensure(root: str | os.PathLike[str], spec: DemoSpec, processes: int | None =
             return
         cores = os.cpu_count() or 1
         for part in parts(spec):
-            _write(root, part, spec, cores if processes is None else processes)
+            write(root, part, spec, cores if processes is None else processes)
         _write_suites(root)
         files.write_json(root / SPEC, _identity(spec))
 
@@ -237,23 +240,30 @@ def _identity(spec: DemoSpec) -> dict[str, Any]:
     return {"world_version": WORLD_VERSION, **dataclasses.asdict(spec)}
 
 
-def _complete(root: Path, spec: DemoSpec) -> bool:
-    """Whether the world is there whole; UserError when another one is."""
-    path = root / SPEC
+def read_identity(path: Path) -> dict[str, Any] | None:
+    """What a marker of completion says; None where there is none. UserError where it is damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return False
+        return None
     except ValueError as error:
         raise UserError(
-            f"{path}: cannot be read as JSON ({error}); remove {root} to make the demo world anew"
+            f"{path}: cannot be read as JSON ({error}); remove {path.parent} to make it anew"
         ) from error
+
+
+def _complete(root: Path, spec: DemoSpec) -> bool:
+    """Whether the world is there whole; UserError when another one is."""
+    found = read_identity(root / SPEC)
+    if found is None:
+        return False
     # Worlds that were made before there were copies have none.
     engine.check_identity(root, {"pool_copies": 0.0, **found}, _identity(spec))
     return all((root / part.name / dataset.MANIFEST).exists() for part in parts(spec))
 
 
-def _write(root: Path, part: Part, spec: DemoSpec, processes: int) -> None:
+def write(root: Path, part: Part, spec: DemoSpec, processes: int) -> None:
+    """Writes one part under `root`, or goes on writing it; a complete one stays as it is."""
     source = engine.index_shards(part.count, _SHARD_RECORDS)
     writing.write_dataset(
         root / part.name,
@@ -267,6 +277,7 @@ def _write(root: Path, part: Part, spec: DemoSpec, processes: int) -> None:
             "seed": spec.seed,
             "vocab_size": spec.vocab_size,
             **({"copies": part.copies} if part.copies else {}),
+            **({"cues": list(part.cues)} if part.cues else {}),
         },
         split=part.split,
         classes=vocabulary.CLASSES,
@@ -281,10 +292,20 @@ def _write(root: Path, part: Part, spec: DemoSpec, processes: int) -> None:
 def _write_suites(root: Path) -> None:
     training = (vocabulary.NATURAL, *vocabulary.RENDITION_STYLES)
     for name, styles in (("demo", training), ("demo_heldout", (vocabulary.HELD_OUT_STYLE,))):
-        test_sets = {
-            style: {"dataset": f"../test/{style}", "domain": vocabulary.domain_of(style)}
-            for style in styles
+        write_suite(root / name, {style: f"../test/{style}" for style in styles})
+
+
+def write_suite(directory: Path, datasets: Mapping[str, str]) -> None:
+    """Writes a suite of these test sets (name, a style or a kind of natural image -> dataset)."""
+    test_sets = {
+        name: {
+            "dataset": path,
+            "domain": vocabulary.domain_of(
+                name if name in vocabulary.STYLES else vocabulary.NATURAL
+            ),
         }
-        files.make_directory(root / name)
-        suite = {"name": name, "templates": list(TEMPLATES), "test_sets": test_sets}
-        files.write_json(root / name / "suite.json", suite)
+        for name, path in datasets.items()
+    }
+    files.make_directory(directory)
+    suite = {"name": directory.name, "templates": list(TEMPLATES), "test_sets": test_sets}
+    files.write_json(directory / "suite.json", suite)

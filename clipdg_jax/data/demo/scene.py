@@ -28,10 +28,13 @@ class World:
       size: side of the pictures in pixels.
       cue_correlation: for a natural picture, the probability that the object's material is its
         class's own, and, by a second coin, that the context is; else each is drawn uniformly.
+      colour_correlation: the same of its colour, by a third coin. 0 in the world that models are
+        pre-trained on, so that there colour tells nothing of the class.
     """
 
     size: int = 40
     cue_correlation: float = 0.9
+    colour_correlation: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,6 +120,8 @@ def sample(world: World, style: str, seed: int, index: int) -> Scene:
     correlated = vocabulary.domain_of(style) != "rendition"
     own_context = correlated and coins[0] < world.cue_correlation
     own_material = correlated and coins[1] < world.cue_correlation
+    if correlated and d.u(0, 1) < world.colour_correlation:
+        colour = vocabulary.OWN_COLOUR[vocabulary.CLASSES[label]]
     if own_context:
         context = vocabulary.OWN_CONTEXT[vocabulary.CLASSES[label]]
     if own_material:

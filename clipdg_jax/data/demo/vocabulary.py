@@ -1,7 +1,7 @@
 """What the demo world is made of: classes, colours, contexts, materials and styles.
 
-Plain tables, no code that draws. `OWN_CONTEXT` and the order of `MATERIALS` say which cue belongs
-to which class; how often a natural image obeys them is `World.cue_correlation`.
+Plain tables, no code that draws. `OWN_CONTEXT`, `OWN_COLOUR` and the order of `MATERIALS` say
+which cue belongs to which class; how often a natural image obeys them is set by `World`.
 """
 
 CLASSES: tuple[str, ...] = (
@@ -72,6 +72,22 @@ OWN_CONTEXT: dict[str, str] = {
     "guitar": "room",
     "boat": "water",
     "umbrella": "beach",
+}
+
+# Of narrow sources only: see `World.colour_correlation`. Ten colours for twelve classes.
+OWN_COLOUR: dict[str, str] = {
+    "house": "red",
+    "tree": "green",
+    "car": "grey",
+    "fish": "orange",
+    "bird": "turquoise",
+    "cat": "brown",
+    "mug": "yellow",
+    "chair": "purple",
+    "flower": "pink",
+    "guitar": "brown",
+    "boat": "blue",
+    "umbrella": "red",
 }
 
 # MATERIALS[i] is the own material of CLASSES[i].

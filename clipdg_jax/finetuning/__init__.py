@@ -1,0 +1,1 @@
+"""Fine-tuning that protects pre-trained features: methods, training, and the comparison."""

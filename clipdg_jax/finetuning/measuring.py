@@ -1,0 +1,192 @@
+"""What is measured of a fine-tuned model, and of those between it and the pre-trained one.
+
+Each data set's images are decoded once for all interpolations.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from clipdg_jax import errors
+from clipdg_jax.evaluation import embedding, predictions, suites
+from clipdg_jax.finetuning import drift, parts, setting
+from clipdg_jax.models import model as model_lib
+from clipdg_jax.training import sharding
+
+Measured = dict[str, Any]
+
+
+def interpolate(
+    before: Mapping[str, Array], after: Mapping[str, Array], alpha: Float[Array, ""] | float
+) -> dict[str, Array]:
+    """(1 - alpha) before + alpha after, of every tensor; at 0 and 1 those themselves, to the bit.
+
+    Args:
+      before, after: by canonical name; those of `after` are interpolated.
+      alpha: in [0, 1]; may be traced.
+    """
+    alpha = jnp.asarray(alpha, jnp.float32)
+
+    def between(a: Array, b: Array) -> Array:
+        # (1 - 1) a + 1 b is not b where a is infinite, nor where b is -0.
+        return jnp.where(alpha == 0, a, jnp.where(alpha == 1, b, (1 - alpha) * a + alpha * b))
+
+    return {name: between(before[name], value) for name, value in after.items()}
+
+
+class Measurer:
+    """Measures parameters on test sets: compiled once, called with any of the model's parameters.
+
+    Args:
+      pretrained: what is interpolated with, and what drift is measured from.
+      classes: of the head.
+      test_sets: by what they are called in the results.
+      validation: the test sets whose images are only answered: no drift is measured on them.
+      batch_size: images at a time, rounded up to a multiple of the devices.
+      workers: processes that decode images; 0 decodes in this one.
+    """
+
+    def __init__(
+        self,
+        pretrained: setting.Pretrained,
+        classes: Sequence[str],
+        test_sets: Mapping[str, suites.TestSet],
+        validation: Sequence[str] = (),
+        *,
+        batch_size: int = 256,
+        workers: int = 0,
+    ):
+        self._pretrained, self._test_sets = pretrained, dict(test_sets)
+        self._numbers = {name: i for i, name in enumerate(classes)}
+        self._validation, self._workers = tuple(validation), workers
+        self._batch_size = embedding.round_up(batch_size, pretrained.mesh)
+        self._features: dict[str, embedding.Rows] = {}  # The pre-trained model's, by test set.
+
+        def encode(before: parts.Params, after: parts.Params, alpha: Array, image: Array) -> Array:
+            params = interpolate(before, after, alpha)
+            return pretrained.model.encode_image(params, image)
+
+        rows = sharding.batch_sharding(pretrained.mesh)
+        self._encode = jax.jit(encode, out_shardings=rows)
+        self._interpolate = jax.jit(interpolate)
+
+    def __call__(self, params: parts.Params, alphas: Sequence[float] = (1.0,)) -> list[Measured]:
+        """For each alpha, JSON-able: accuracies, drift of features and distance of weights.
+
+        Args:
+          params: the image tower's and the head's; or, without a head, both towers', of which the
+            head is made by prompts.
+          alphas: each in [0, 1], see `interpolate`.
+
+        Raises:
+          UserError: a test set holds a class that the training set lacks, or cannot be evaluated.
+        """
+        before = self._pretrained.params
+        heads = [self._head(params, alpha) for alpha in alphas]
+        distance = drift.distances(before, params)
+        found: list[Measured] = [
+            {
+                "alpha": float(alpha),
+                "test_sets": {},
+                # Exact: the interpolation moves every weight by alpha times the whole way.
+                "distance": {name: alpha * far for name, far in distance.items()},
+            }
+            for alpha in alphas
+        ]
+        for name in self._test_sets:
+            if all(value is before[key] for key, value in params.items()):
+                shown = self._reference(name)
+                rows = dataclasses.replace(
+                    shown, embedding=np.stack([shown.embedding] * len(alphas), 1)
+                )
+            else:
+                rows = self._embed(name, params, alphas)
+            for i, head in enumerate(heads):
+                answers = self._answer(name, rows, rows.embedding[:, i], head)
+                measures = answers.measures()
+                if name not in self._validation:
+                    counted = np.isin(rows.index, answers.index)
+                    was, now = self._reference(name).embedding[counted], rows.embedding[counted, i]
+                    measures["cosine"] = drift.cosine(was, now)
+                    measures["cka"] = drift.linear_cka(was, now)
+                found[i]["test_sets"][name] = measures
+        return found
+
+    def _head(self, params: parts.Params, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+        """Weights [e, c] and bias [c] of the classifier at an interpolation."""
+        before = self._pretrained.params
+        if parts.HEAD_WEIGHT in params:
+            own = {k: v for k, v in params.items() if k.startswith(parts.HEAD)}
+            at = self._interpolate(before, own, alpha)
+            return np.asarray(at[parts.HEAD_WEIGHT]), np.asarray(at[parts.HEAD_BIAS])
+        weight = self._pretrained.head(self._interpolate(before, params, alpha))
+        return weight, np.zeros(weight.shape[1], np.float32)
+
+    def _embed(self, name: str, params: parts.Params, alphas: Sequence[float]) -> embedding.Rows:
+        """Features [rows, alphas, e] of a test set."""
+        after = {k: v for k, v in params.items() if k.startswith(model_lib.IMAGE_TOWER)}
+        before = {k: self._pretrained.params[k] for k in after}
+
+        def encode(image: Array) -> Array:
+            each = [self._encode(before, after, np.float32(a), image) for a in alphas]
+            return jnp.stack(each, axis=1)
+
+        return embedding.embed_images(
+            encode,
+            self._test_sets[name].source,
+            mesh=self._pretrained.mesh,
+            batch_size=self._batch_size,
+            image_size=self._pretrained.model.config.vision.image_size,
+            workers=self._workers,
+            name=name,
+        )
+
+    def _reference(self, name: str) -> embedding.Rows:
+        """The pre-trained model's features of a test set, [rows, e]."""
+        if name not in self._features:
+            rows = self._embed(name, self._pretrained.params, (0.0,))
+            self._features[name] = dataclasses.replace(rows, embedding=rows.embedding[:, 0])
+        return self._features[name]
+
+    def _answer(
+        self,
+        name: str,
+        rows: embedding.Rows,
+        features: Float[np.ndarray, "rows e"],
+        head: tuple[np.ndarray, np.ndarray],
+    ) -> predictions.Predictions:
+        test_set, (weight, bias) = self._test_sets[name], head
+        columns = np.array([self._numbers.get(c, -1) for c in test_set.classes])
+
+        def score(images, labels, evaluated):
+            lacking = np.flatnonzero(evaluated & (columns < 0))
+            if len(lacking):
+                raise errors.UserError(
+                    f"test set {name}: holds the class {test_set.classes[lacking[0]]!r}, which is "
+                    "none of the training set's; import both with the same names"
+                )
+            # The columns of classes that do not occur are not looked at.
+            known = np.maximum(columns, 0)
+            return predictions.score(
+                images, weight.T[known], labels, evaluated, scale=1.0, bias=bias[known]
+            )
+
+        shown = dataclasses.replace(rows, embedding=features)
+        return embedding.answer(shown, test_set, score, name)
+
+
+def mean_top1(measured: Measured, names: Sequence[str]) -> float:
+    """The mean accuracy of test sets, each counting the same."""
+    return float(np.mean([measured["test_sets"][name]["top1"] for name in names]))
+
+
+def standard_error(measured: Measured, names: Sequence[str]) -> float:
+    """Of `mean_top1`, over the draw of the images: sqrt(sum p (1 - p) / n) / number of sets."""
+    each = [measured["test_sets"][name] for name in names]
+    variance = sum(m["top1"] * (1 - m["top1"]) / m["n"] for m in each)
+    return float(np.sqrt(variance)) / len(each)
