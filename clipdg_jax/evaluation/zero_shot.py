@@ -146,4 +146,15 @@ def scalars(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str,
 
 
 def _head(test_set: suites.TestSet) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return test_set.classes, test_set.templates
+    return tuple(_names(test_set)), test_set.templates
+
+
+def _names(test_set: suites.TestSet) -> list[str]:
+    """The names of all classes, one after the other."""
+    return [name for names in test_set.prompt_names for name in names]
+
+
+def _owner(test_set: suites.TestSet) -> np.ndarray:
+    """The class that each of them is a name of."""
+    counts = [len(names) for names in test_set.prompt_names]
+    return np.repeat(np.arange(len(counts)), counts)
