@@ -65,7 +65,7 @@ def score(
     labels: Int[np.ndarray, " n"],
     evaluated: Bool[np.ndarray, " c"],
     scale: float = 100.0,
-    bias: Float[np.ndarray, " c"] | None = None,
+    bias: Float[np.ndarray, " names"] | None = None,
     owner: Int[np.ndarray, " names"] | None = None,
 ) -> tuple[Int[np.ndarray, " n"], Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """CLIP's zero-shot head: logits are `scale` * image . class, over the evaluated classes.
@@ -82,7 +82,7 @@ def score(
       labels: class ids.
       evaluated: the classes that can be answered; every label must be one of them.
       scale: what the similarities are multiplied by.
-      bias: added to each class's logit, where there is one.
+      bias: added to the logit of each row of `classes`, where there is one.
       owner: the class of each row of `classes`, rising, where they are not one each: a class's
         logit is then its rows' largest.
 
@@ -92,21 +92,22 @@ def score(
     ids = np.flatnonzero(evaluated)
     columns = np.full(len(evaluated), -1)
     columns[ids] = np.arange(len(ids))
-    offset = np.zeros(len(ids), np.float32) if bias is None else np.asarray(bias, np.float32)[ids]
     if owner is None:
         owner = np.arange(len(evaluated))
     rows_of = np.flatnonzero(evaluated[owner])
     starts = np.searchsorted(owner[rows_of], ids)
     head = np.asarray(classes, np.float32)[rows_of].T
+    offset = np.zeros(len(owner)) if bias is None else bias
+    offset = np.asarray(offset, np.float32)[rows_of]
     prediction = np.empty(len(images), np.int32)
     probability = np.empty(len(images), np.float32)
     in_top5 = np.empty(len(images), bool)
     for start in range(0, len(images), _ROWS):
         rows = slice(start, start + _ROWS)
         logits = np.float32(scale) * (np.asarray(images[rows], np.float32) @ head)
+        logits = logits + offset[None, :]
         if len(starts) < logits.shape[1]:
             logits = np.maximum.reduceat(logits, starts, axis=1)
-        logits = logits + offset[None, :]
         best = logits.argmax(axis=1)
         top = np.take_along_axis(logits, best[:, None], axis=1)
         target = columns[labels[rows]][:, None]

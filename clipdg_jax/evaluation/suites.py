@@ -53,7 +53,11 @@ class TestSet:
 
         Raises UserError for a WordNet id that is none of ImageNet-1k's.
         """
-        return tuple(_prompt_names(name, self.classnames, self.name) for name in self.classes)
+        return self.names_of(self.classes)
+
+    def names_of(self, classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        """What classes, of another dataset too, are called in this test set's prompts."""
+        return tuple(_prompt_names(name, self.classnames, self.name) for name in classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,12 +167,17 @@ def _places(dataset: Any) -> list[str]:
     return places if all(isinstance(place, str) for place in places) else []
 
 
+def wordnet_ids(name: str) -> list[str]:
+    """The WordNet ids in a class's name: of ImageNet's classes, or those it is mapped to."""
+    return _WORDNET.findall(name)
+
+
 def _prompt_names(name: str, rule: str | None, where: str) -> tuple[str, ...]:
     if rule is None:
         return (name,)
     if rule == "words":
         return (name.replace("_", " "),)
-    known, found = imagenet.names(), _WORDNET.findall(name)
+    known, found = imagenet.names(), wordnet_ids(name)
     for identity in found:
         if identity not in known:
             raise UserError(f"test set {where}: its class {identity} is none of ImageNet-1k's")

@@ -153,6 +153,13 @@ class Measurer:
             self._features[name] = dataclasses.replace(rows, embedding=rows.embedding[:, 0])
         return self._features[name]
 
+    def _columns(self, name: str) -> list[int]:
+        """The head's classes that a test set's class is, or is mapped to; [-1] for none."""
+        if name in self._numbers:
+            return [self._numbers[name]]
+        ids = suites.wordnet_ids(name)
+        return [self._numbers[i] for i in ids if i in self._numbers] or [-1]
+
     def _answer(
         self,
         name: str,
@@ -161,19 +168,21 @@ class Measurer:
         head: tuple[np.ndarray, np.ndarray],
     ) -> predictions.Predictions:
         test_set, (weight, bias) = self._test_sets[name], head
-        columns = np.array([self._numbers.get(c, -1) for c in test_set.classes])
+        columns = [self._columns(c) for c in test_set.classes]
+        owner = np.repeat(np.arange(len(columns)), [len(found) for found in columns])
+        rows_of_head = np.concatenate(columns)
 
         def score(images, labels, evaluated):
-            lacking = np.flatnonzero(evaluated & (columns < 0))
+            lacking = np.flatnonzero(evaluated & [found[0] < 0 for found in columns])
             if len(lacking):
                 raise errors.UserError(
                     f"test set {name}: holds the class {test_set.classes[lacking[0]]!r}, which is "
                     "none of the training set's; import both with the same names"
                 )
-            # The columns of classes that do not occur are not looked at.
-            known = np.maximum(columns, 0)
+            # Those of classes that do not occur are not looked at.
+            known = np.maximum(rows_of_head, 0)
             return predictions.score(
-                images, weight.T[known], labels, evaluated, scale=1.0, bias=bias[known]
+                images, weight.T[known], labels, evaluated, scale=1.0, bias=bias[known], owner=owner
             )
 
         shown = dataclasses.replace(rows, embedding=features)

@@ -171,15 +171,26 @@ class Pretrained:
 def load(
     config: Any,
     classes: Sequence[str],
-    templates: Sequence[str],
+    like: suites.TestSet,
     mesh: jax.sharding.Mesh,
 ) -> Pretrained:
-    """The checkpoint that a config names, with the head that these prompts make.
+    """The checkpoint that a config names, with the head that its prompts for `classes` make.
+
+    Args:
+      classes: the head's.
+      like: the test set whose templates and names of classes the prompts have.
 
     Raises:
       UserError: there is none, it is damaged, or it is of another architecture than
-        `config.model`.
+        `config.model`; a class has several names.
     """
+    names = like.names_of(classes)
+    several = next((found for found in names if len(found) != 1), None)
+    if several is not None:
+        raise errors.UserError(
+            f"config.data.train: one of its classes is called {', '.join(several)}; a head needs "
+            "classes of one name each"
+        )
     loaded = checkpoints.load_params(checkpoints.directory_of(config.checkpoint), mesh=mesh)
     wanted = architecture(config)
     found = model_config.from_config({**loaded.architecture, "dtype": config.dtype})
@@ -192,8 +203,8 @@ def load(
         # A loss's own parameters, such as the sigmoid loss's bias, are not the model's.
         params={name: loaded.params[name] for name in model.shapes()},
         mesh=mesh,
-        prompts=tokens(prompts.fill(templates, classes), length),
-        templates=len(templates),
+        prompts=tokens(prompts.fill(like.templates, [name for (name,) in names]), length),
+        templates=len(like.templates),
         origin=f"{config.checkpoint}, step {loaded.step}",
     )
     weight = pretrained.head(pretrained.params)

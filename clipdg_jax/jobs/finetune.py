@@ -43,7 +43,7 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         if claimed.results is not None:
             print(f"{directory}: this run is complete\n{report.text(claimed.results)}")
             return
-        pretrained = setting.load(config, opened.train.classes, opened.inside[0].templates, mesh)
+        pretrained = setting.load(config, opened.train.classes, opened.inside[0], mesh)
         runs: dict[str, dict[int, comparison.Result]] = {each.name: {} for each in folded}
         for seed in seeds:
             if len(seeds) > 1:

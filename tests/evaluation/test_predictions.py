@@ -53,6 +53,21 @@ def test_score_agrees_with_float64(rng):
     assert clear.mean() > 0.9
 
 
+def test_of_several_rows_for_a_class_the_best_counts_with_its_bias(rng):
+    images, rows = rng.normal(size=(50, 8)), rng.normal(size=(5, 8))
+    bias = rng.normal(size=5)
+    owner, labels = np.array([0, 0, 1, 2, 2]), rng.integers(0, 2, 50) * 2
+    evaluated = np.array([True, False, True])
+    found, probability, _ = predictions.score(
+        images, rows, labels, evaluated, scale=3.0, bias=bias, owner=owner
+    )
+    logits = 3 * images @ rows.T + bias
+    own = np.stack([logits[:, :2].max(axis=1), logits[:, 3:].max(axis=1)], axis=1)
+    np.testing.assert_array_equal(found, np.array([0, 2])[own.argmax(axis=1)])
+    wanted = 1 / (1 + np.exp(-np.abs(own[:, 0] - own[:, 1])))
+    np.testing.assert_allclose(probability, wanted, rtol=1e-5)
+
+
 def test_score_answers_only_evaluated_classes_in_the_datasets_numbering():
     classes = np.eye(4, dtype=np.float32)
     images = np.array([[0.1, 0.9, 0.2, 0.3], [0.9, 0.1, 0.2, 0.3]], np.float32)

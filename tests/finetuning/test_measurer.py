@@ -89,3 +89,23 @@ def test_interpolations_are_measured_in_one_pass_on_any_number_of_devices():
 def test_a_class_that_the_head_lacks_is_named():
     with pytest.raises(UserError, match=r"test set noise: holds the class 'fish', which is none"):
         measurer(Noise(("car", "fish")))(image_side(small_models.moved()))
+
+
+def test_a_class_mapped_to_several_of_the_heads_is_answered_by_the_best_of_them():
+    """As ObjectNet's are to ImageNet's; the first is mapped to two, the second to one."""
+    ids = ("n00000001", "n00000002", "n00000003")
+    source = Noise(("n00000003 n00000001", "n00000002"))
+    test_set = suites.TestSet("mapped", source, "natural", small_models.TEMPLATES)
+    params = image_side(small_models.moved())
+    measure = measuring.Measurer(
+        small_models.pretrained(), ids, {"mapped": test_set}, batch_size=16
+    )
+    (measured,) = measure(params)
+    pixels = np.stack([images.eval_crop(picture, SIDE) for picture in source.pixels])
+    features = np.asarray(small_models.pretrained().model.encode_image(params, pixels))
+    weight, bias = params["head.weight"], params["head.bias"]
+    logits = features @ np.asarray(weight)[:, :3] + np.asarray(bias)[:3]
+    answer = np.where(np.maximum(logits[:, 0], logits[:, 2]) >= logits[:, 1], 0, 1)
+    assert measured["test_sets"]["mapped"]["top1"] == pytest.approx(
+        (answer == source.labels).mean()
+    )
