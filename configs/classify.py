@@ -241,6 +241,9 @@ def pacs() -> ml_collections.ConfigDict:
     config.data.demo = ml_collections.ConfigDict()
     config.labels.simulate = ml_collections.ConfigDict()
     config.labels.folds = 5
+    # 869 of the images are natural: too few to prove 98 % where the classifier is not very sure.
+    config.calibration.rule = "point"
+    config.calibration.min_support = 50
     config.inputs = ()
     config.encoder.checkpoint = ""
     config.encoder.model = ml_collections.ConfigDict({"name": "tiny-64"})
