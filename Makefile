@@ -14,11 +14,11 @@ BROWSER := $(VENV)/.browser-$(shell cksum < tools/install_browser.sh | tr ' ' '-
 JOBS   ?= 2
 # The test processes share the cores: one thread each, in BLAS too. They share what they compile as
 # well, with each other and with the next run. Most programs run for less time than it takes to
-# compile them: LLVM is told to hurry.
+# compile them: LLVM is told to hurry. A file's tests share what they set up, so one process has all.
 PYTEST := XLA_FLAGS=--xla_backend_optimization_level=0 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
           JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.jax_cache \
           JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3 \
-          $(PY) -m pytest -q -n $(JOBS)
+          $(PY) -m pytest -q -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 

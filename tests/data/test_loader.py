@@ -103,6 +103,7 @@ def test_shapes_and_types():
         "valid": ("bool", (12,)),
         "source": ("int32", (12,)),
         "index": ("int64", (12,)),
+        "label": ("int32", (12,)),
     }
 
 

@@ -108,7 +108,7 @@ def visit(browser):
             context = browser.new_context(viewport={"width": width, "height": height})
             stack.callback(context.close)
             page = context.new_page()
-            page.set_default_timeout(10_000)
+            page.set_default_timeout(60_000)
             page.on("pageerror", lambda error: raised.append(str(error)))
             page.goto(link)
             page.wait_for_selector(".tile")
