@@ -165,24 +165,23 @@ def pacs() -> ml_collections.ConfigDict:
 
 
 def imagenet() -> ml_collections.ConfigDict:
-    config = base()
-    config.checkpoint = "checkpoints/ViT-B-16"
-    config.data.train = "imagenet/train"
-    config.data.suite = "imagenet"
-    config.data.inside = "val"
-    config.assumed.records = 1_281_167
-    config.assumed.classes = 1000
-    return config
+    return _large("imagenet/train", "imagenet", "val", records=1_281_167, classes=1000)
 
 
 def domainnet() -> ml_collections.ConfigDict:
+    return _large("domainnet/real", "domainnet", "real", records=120_906, classes=345)
+
+
+def _large(
+    train: str, suite: str, inside: str, *, records: int, classes: int
+) -> ml_collections.ConfigDict:
     config = base()
     config.checkpoint = "checkpoints/ViT-B-16"
-    config.data.train = "domainnet/real"
-    config.data.suite = "domainnet"
-    config.data.inside = "real"
-    config.assumed.records = 120_906
-    config.assumed.classes = 345
+    config.data.train = train
+    config.data.suite = suite
+    config.data.inside = inside
+    config.assumed.records = records
+    config.assumed.classes = classes
     return config
 
 

@@ -11,7 +11,7 @@ import functools
 import hashlib
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt64
 
 _ROUNDS = 6
 # Records whose membership of a subset is worked out at once, to bound memory.
@@ -29,6 +29,19 @@ def hash64(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def row_hashes(
+    purpose: str, seed: int, *, step: int, batch_size: int, first_row: int, rows: int
+) -> UInt64[np.ndarray, " rows"]:
+    """A random number for each row of a batch: a function of the purpose, seed, step and row.
+
+    Args:
+      batch_size: of the global batch. first_row: the first of these rows in it.
+    """
+    start = step * batch_size + first_row
+    position = hash64(np.arange(start, start + rows, dtype=np.uint64))
+    return hash64(position ^ np.uint64(seed_of(purpose, seed)))
 
 
 class Permutation:

@@ -8,6 +8,7 @@ In the method's `workdir` there are
 """
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -218,21 +219,22 @@ def _train_batches(
 def _augmented(
     batches: Iterator[feed.HostBatch], plan: recipe.Plan, first: int, seed: int
 ) -> Iterator[feed.HostBatch]:
-    """Adds what is asked of `recipe.Plan.batch`'s `flip` and `mix`.
-
-    Both are functions of the seed, the step and the row.
-    """
+    """Adds the `flip` and `mix` that `recipe.Plan.objective` tells of, where they are asked for."""
     config = plan.config
     for number, batch in enumerate(batches, first):
         rows = len(batch["valid"])
-        start = number * config.batch_size + jax.process_index() * rows
-        position = shuffle.hash64(np.arange(start, start + rows, dtype=np.uint64))
+        draw = functools.partial(
+            shuffle.row_hashes,
+            seed=seed,
+            step=number,
+            batch_size=config.batch_size,
+            first_row=jax.process_index() * rows,
+            rows=rows,
+        )
         if config.flip:
-            flip = shuffle.hash64(position ^ np.uint64(shuffle.seed_of("flip", seed)))
-            batch["flip"] = (flip & np.uint64(1)) == 1
+            batch["flip"] = (draw("flip") & np.uint64(1)) == 1
         if recipe.mixup(config):
-            mix = shuffle.hash64(position ^ np.uint64(shuffle.seed_of("mix", seed)))
-            batch["mix"] = recipe.mixup_share(mix / 2**64, recipe.mixup(config))
+            batch["mix"] = recipe.mixup_share(draw("mix") / 2**64, recipe.mixup(config))
         yield batch
 
 

@@ -178,7 +178,6 @@ def _prepared(
 
     Which template is a function of the seed, the step and the row.
     """
-    seed = np.uint64(shuffle.seed_of("prompt", plan.seed))
     for number, batch in enumerate(batches, first):
         labelled = (batch["source"] == 0) & batch["valid"]
         label = np.where(labelled, batch["label"], 0)
@@ -191,9 +190,14 @@ def _prepared(
             )
         if plan.combination.data.prompts:
             rows = len(label)
-            position = np.arange(rows, dtype=np.uint64)
-            position += np.uint64(number * plan.batch_size + jax.process_index() * rows)
-            drawn = shuffle.hash64(shuffle.hash64(position) ^ seed)
+            drawn = shuffle.row_hashes(
+                "prompt",
+                plan.seed,
+                step=number,
+                batch_size=plan.batch_size,
+                first_row=jax.process_index() * rows,
+                rows=rows,
+            )
             template = (drawn % np.uint64(pretrained.templates)).astype(np.int64)
             prompt = pretrained.prompts[label * pretrained.templates + template]
             batch["tokens"] = np.where(labelled[:, None], prompt, batch["tokens"])
