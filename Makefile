@@ -20,6 +20,9 @@ PYTEST := XLA_FLAGS=--xla_backend_optimization_level=0 OMP_NUM_THREADS=1 OPENBLA
           JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3 \
           $(PY) -m pytest -q -n $(JOBS) --dist loadfile
 
+# Else every test process compiles for itself what pytest and the tests import.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 
 .PHONY: help

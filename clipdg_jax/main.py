@@ -110,7 +110,8 @@ def default_workdir() -> pathlib.Path:
 def _explain(error: Exception, argv: Sequence[str]) -> str:
     """One line for an error of flag parsing or of a config file."""
     text = str(error).strip() or type(error).__name__
-    if isinstance(error, AttributeError | KeyError):  # ml_collections: no such field.
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    if isinstance(error, AttributeError | KeyError) and "ml_collections" in frame.filename:
         name = re.findall(r"\w+", text)[0]
         flag = next((a.partition("=")[0] for a in argv if name in a), name).lstrip("-")
         close = re.search(r'Did you mean "(\w+)"', text)
@@ -119,6 +120,10 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
     lines = text.splitlines()
     if "config file" in lines[0]:  # What follows is a traceback; its end is the error.
         lines = [re.sub(r"^\w*(Error|Exception): |\[Errno \d+\] ", "", lines[-1].strip())]
+    elif isinstance(
+        error, AttributeError | KeyError | ImportError
+    ):  # A library, or a config's code.
+        lines = [f"{lines[0]}, in {frame.filename}:{frame.lineno}"]
     return f"flags: {lines[0]}; see --help and the docstring of the config file"
 
 

@@ -55,5 +55,11 @@ if [ -z "$extras" ]; then
 fi
 
 echo "Installing into $venv ($extras); this takes a minute or two the first time"
-# Byte-compiling every file of every dependency takes longer than compiling what is imported.
+# Byte-compiling every file of every dependency takes longer than compiling what is imported. That
+# is done here, once: where PYTHONDONTWRITEBYTECODE is set, each process would do it for itself.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[$extras]"
+env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -c '
+import importlib, pkgutil, clipdg_jax
+for module in pkgutil.walk_packages(clipdg_jax.__path__, "clipdg_jax."):
+    importlib.import_module(module.name)
+'

@@ -161,6 +161,14 @@ def test_of_a_network_whose_weights_are_given(train, test_set, tmp_path, monkeyp
     np.testing.assert_array_equal(again.score(inputs), fitted.score(inputs))
 
 
+def test_the_stem_takes_larger_images(train, test_set, tmp_path):
+    fitted = gram.Gram.fit(train, test_set, make_context(tmp_path, image_size=64))
+    assert gram.Gram.from_meta(fitted.state().meta).image_size == 64
+    # As many features: they do not depend on the size.
+    assert fitted.state().arrays["readout.weight"].shape == (2 * 78, 2)
+    assert easy.accuracy(fitted, test_set) > 0.9
+
+
 @pytest.mark.parametrize(
     ("vision", "layers"),
     [
@@ -183,6 +191,11 @@ def test_layers_unless_told_are_the_stem_or_two_blocks(vision, layers):
         ({"weights": "x.safetensors", "layers": "stem.0"}, "leave one of the two empty"),
         ({"weights": "x.safetensors", "layers": ""}, r"x\.safetensors: there is no such file"),
         ({"weights": "x.safetensors", "image_size": 8}, r"gram\.image_size: 8; use 32"),
+        ({"image_size": 44}, r"gram\.image_size: 44 is not 0, nor a multiple .* of 8 pixels"),
+        (
+            {"image_size": 64, "layers": "stem.0,resblocks.0"},
+            r"gram\.image_size: 64, but layer resblocks\.0 .* takes images of 32 pixels only",
+        ),
         ({"l2": 0.0}, r"l2: 0\.0"),
     ],
 )

@@ -67,8 +67,9 @@ def command(
 
 
 def environment() -> dict[str, str]:
-    """Of child processes: one device unless a flag asks for more."""
-    return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    """Of child processes: one device unless a flag asks for more; else as the tests themselves."""
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    return {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
 
 
 def run(command: list[str], timeout: float = 400) -> subprocess.CompletedProcess:

@@ -6,7 +6,8 @@ fresh, random weights serves too: what random filters answer together still tell
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from clipdg_jax.domains import backbones, gram_features
@@ -17,6 +18,7 @@ from clipdg_jax.models import config as model_config
 from clipdg_jax.models import model as model_lib
 
 _SMALLEST = 32  # What both networks shrink to one position.
+_IMAGENET = 224  # What they were trained on.
 
 
 class Gram(fixed.Fixed):
@@ -24,7 +26,8 @@ class Gram(fixed.Fixed):
 
     The section `gram`:
       weights: a safetensors file of VGG-19 or ResNet-50 (`backbones`); "": the encoder.
-      image_size: side of the images for those, pixels; the encoder has its own.
+      image_size: side of the images, pixels; 0: what the network is made for. The encoder's stem,
+        being convolutions, takes larger images too: finer texture, none of it resized away.
       layers: of the encoder, comma-separated (`model.Model.image_layers`); "": the stages of its
         convolutional stem, or, without one, the blocks at a third and two thirds of the depth.
       channels: layers of more are projected onto so many.
@@ -47,19 +50,21 @@ class Gram(fixed.Fixed):
             raise UserError(f"gram.channels: {config.channels}; use 1 or more")
         params: Mapping[str, Any]
         if config.weights:
-            if config.image_size < _SMALLEST:
-                raise UserError(f"gram.image_size: {config.image_size}; use {_SMALLEST} or more")
+            size = config.image_size or _IMAGENET
+            if size < _SMALLEST:
+                raise UserError(f"gram.image_size: {size}; use {_SMALLEST} or more")
             if config.layers:
                 raise UserError(
                     f"gram.layers: {config.layers!r} are the encoder's, but gram.weights gives "
                     "another network, whose layers are fixed; leave one of the two empty"
                 )
             name, params = backbones.load(config.weights)
-            meta: dict[str, Any] = {"network": name, "image_size": config.image_size}
+            meta: dict[str, Any] = {"network": name, "image_size": size}
         else:
             model, params = context.encoder.model, context.encoder.params
             layers = chosen_layers(model, config.layers)
-            meta = {"architecture": model.config.to_dict(), "layers": list(layers)}
+            architecture = sized(model.config, layers, config.image_size)
+            meta = {"architecture": architecture.to_dict(), "layers": list(layers)}
         backbone = cls.from_meta(meta).backbone
         params = {**params} | gram_features.projections(
             backbone, params, config.channels, context.seed
@@ -82,6 +87,32 @@ class Gram(fixed.Fixed):
         features = self.from_meta(self._meta)
         network = self._meta.get("network", "the encoder")
         return f"Gram matrices of {network}, layers {', '.join(features.backbone.layers)}"
+
+
+def sized(
+    architecture: model_config.ClipConfig, layers: Sequence[str], image_size: int
+) -> model_config.ClipConfig:
+    """The architecture for images of another size; 0: as it is.
+
+    Raises UserError where `layers` see positions, whose embeddings are of one size, or where the
+    patches do not fit.
+    """
+    if image_size in (0, architecture.vision.image_size):
+        return architecture
+    beyond = [name for name in layers if not name.startswith("stem.")]
+    if beyond:
+        raise UserError(
+            f"gram.image_size: {image_size}, but layer {beyond[0]} of the encoder takes images of "
+            f"{architecture.vision.image_size} pixels only; use 0, or layers of a stem"
+        )
+    patch = architecture.vision.patch_size
+    if image_size < 0 or image_size % patch:
+        raise UserError(
+            f"gram.image_size: {image_size} is not 0, nor a multiple of the encoder's patches of "
+            f"{patch} pixels"
+        )
+    vision = dataclasses.replace(architecture.vision, image_size=image_size)
+    return dataclasses.replace(architecture, vision=vision)
 
 
 def chosen_layers(model: model_lib.Model, given: str) -> tuple[str, ...]:
