@@ -17,7 +17,7 @@ JOBS   ?= 2
 # compile them: LLVM is told to hurry. A file's tests share what they set up, so one process has all.
 PYTEST := XLA_FLAGS=--xla_backend_optimization_level=0 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
           JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.jax_cache \
-          JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3 \
+          JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1 \
           $(PY) -m pytest -q -n $(JOBS) --dist loadfile
 
 # Else every test process compiles for itself what pytest and the tests import.

@@ -83,6 +83,7 @@ class Elements(Iterator[Batch]):
                 ),
                 worker_init_fn=functools.partial(_start_worker, os.getpid()),
             )
+        self._processes = workers > 0
         self._iterator: Any = iter(stream)
 
     def __next__(self) -> Batch:
@@ -93,9 +94,10 @@ class Elements(Iterator[Batch]):
         iterator, self._iterator = self._iterator, iter(())
         if hasattr(iterator, "close"):
             iterator.close()
-            # Its queues' semaphores go with it: now, and not while the interpreter shuts down.
             del iterator
-            gc.collect()
+            if self._processes:
+                # Their queues' semaphores go with it: now, not while the interpreter shuts down.
+                gc.collect()
 
 
 def _start_worker(parent: int, index: int, count: int) -> None:
