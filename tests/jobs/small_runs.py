@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
-REPO = pathlib.Path(__file__).parents[2]
+from tests import children
+
+REPO = children.REPO
 WORLD = {
     "natural": 200,
     "rendition": 120,
@@ -66,12 +67,6 @@ def command(
     ]
 
 
-def environment() -> dict[str, str]:
-    """Of child processes: one device unless a flag asks for more; else as the tests themselves."""
-    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
-    return {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
-
-
 def run(command: list[str], timeout: float = 400) -> subprocess.CompletedProcess:
     """Runs a command to its end."""
     return subprocess.run(
@@ -79,7 +74,7 @@ def run(command: list[str], timeout: float = 400) -> subprocess.CompletedProcess
         capture_output=True,
         text=True,
         timeout=timeout,
-        env=environment(),
+        env=children.environment(),
         cwd=REPO,
         check=False,
     )

@@ -15,6 +15,7 @@ from clipdg_jax.domains.methods import ensemble
 from clipdg_jax.errors import UserError
 from clipdg_jax.jobs import classify
 from clipdg_jax.training import sharding
+from tests import children
 from tests.jobs import small_classifiers, small_runs
 
 NAMES = small_classifiers.METHODS.split(",")
@@ -195,7 +196,7 @@ def _kill_when(command, reached, limit=240):
         command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=small_runs.environment(),
+        env=children.environment(),
         cwd=small_runs.REPO,
     )
     deadline = time.monotonic() + limit

@@ -14,6 +14,7 @@ from clipdg_jax.data import dataset, demo, engine, files, resolve, schema, writi
 from clipdg_jax.domains.dedup import search, signatures, similar
 from clipdg_jax.errors import UserError
 from clipdg_jax.jobs import dedup
+from tests import children
 from tests.jobs import small_runs
 
 WORLD = {
@@ -261,7 +262,7 @@ def test_killed_runs_end_with_the_same_bytes(world, runs, tmp_path):
             command,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=small_runs.environment(),
+            env=children.environment(),
             cwd=small_runs.REPO,
         )
         deadline = time.monotonic() + 240

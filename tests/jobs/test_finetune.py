@@ -18,6 +18,7 @@ from clipdg_jax.jobs import finetune
 from clipdg_jax.models import config as model_config
 from clipdg_jax.models import model as model_lib
 from clipdg_jax.training import checkpoints, loop
+from tests import children
 from tests.finetuning import small_models
 from tests.jobs import small_finetuning, small_runs
 
@@ -244,7 +245,7 @@ def test_killed_and_started_again(finished, world, tmp_path):
     ]
     kills = 0
     for marker in ("trainings/full/default/checkpoints/2", "measured/full/default.json"):
-        process = subprocess.Popen(command, env=small_runs.environment(), cwd=small_runs.REPO)
+        process = subprocess.Popen(command, env=children.environment(), cwd=small_runs.REPO)
         while process.poll() is None and not (run / "seed-0" / marker).exists():
             time.sleep(0.02)
         if process.poll() is None:

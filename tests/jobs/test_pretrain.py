@@ -17,6 +17,7 @@ import pytest
 from clipdg_jax import errors
 from clipdg_jax.data import mixture
 from clipdg_jax.jobs import pretrain
+from tests import children
 from tests.jobs import small_runs
 
 
@@ -85,7 +86,7 @@ def test_two_processes_of_four_devices_give_the_same_losses(finished, command, t
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=small_runs.environment(),
+            env=children.environment(),
             cwd=small_runs.REPO,
         )
         for i in range(2)
@@ -143,7 +144,7 @@ def _kill_when(command: list[str], reached, limit: float = 240) -> None:
         command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=small_runs.environment(),
+        env=children.environment(),
         cwd=small_runs.REPO,
     )
     deadline = time.monotonic() + limit

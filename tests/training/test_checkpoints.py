@@ -1,6 +1,4 @@
 import json
-import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -14,6 +12,7 @@ import pytest
 
 from clipdg_jax import errors
 from clipdg_jax.training import checkpoints, checksums, sharding, step
+from tests import children
 
 TX = optax.adam(1e-3)
 IDENTITY = {"seed": 0, "optim": {"lr": 1e-3, "betas": (0.9, 0.98)}}
@@ -208,11 +207,9 @@ _CHILD = """
 def _child(body, *args):
     """Runs Python code after `_CHILD` in a process of its own, on one device."""
     code = textwrap.dedent(_CHILD) + textwrap.dedent(body)
-    root = str(pathlib.Path(checkpoints.__file__).parents[2])
-    env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, args)],
-        env=env,
+        env=children.environment(),
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,7 +1,5 @@
 """Two processes of four devices each do what one process with eight does."""
 
-import os
-import pathlib
 import socket
 import subprocess
 import sys
@@ -9,7 +7,8 @@ import textwrap
 
 import numpy as np
 
-from clipdg_jax.training import checkpoints, checksums, step
+from clipdg_jax.training import checkpoints, checksums
+from tests import children
 
 _CODE = """
     import sys
@@ -70,13 +69,10 @@ def test_twenty_steps_and_a_checkpoint(tmp_path):
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     code = textwrap.dedent(_CODE) + textwrap.dedent(_MAIN)
-    root = str(pathlib.Path(step.__file__).parents[2])
-    flags = "--xla_force_host_platform_device_count=4"
-    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, address, str(i), str(tmp_path / "two")],
-            env=env,
+            env=children.environment(devices=4),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
