@@ -22,6 +22,8 @@ NOT_PROTECTING = (REFERENCE, PLAIN, "linear_probe")
 # What counts as protected: this much below zero-shot at most out of distribution, and this share of
 # the gain of full fine-tuning at least in distribution.
 OOD_MARGIN, ID_SHARE = 0.02, 0.5
+# Of a sweep's point, beside its coefficients.
+_MEASURED = ("protection", "validation", "id", "ood")
 
 
 def gather(
@@ -160,25 +162,30 @@ def verdict(found: Mapping[str, Any]) -> dict[str, Any]:
       Nothing without both `zero_shot` and `full`. Else `gain`, full's in distribution, with its
       `gain_standard_error` (that of a difference of independent test sets, which is more than
       that of the same images twice), `loss`, full's out of distribution, and `protecting`: the
-      methods within `OOD_MARGIN` of zero-shot or better out of distribution with `ID_SHARE` of the
-      gain or more.
+      methods that, as chosen, are within `OOD_MARGIN` of zero-shot or better out of distribution
+      with `ID_SHARE` of the gain or more. `sweep_protecting`: by method, the points of its sweep
+      that are, which out-of-distribution data alone could have told.
     """
     if REFERENCE not in found or PLAIN not in found:
         return {}
     zero, full = found[REFERENCE], found[PLAIN]
     gain = full["id"] - zero["id"]
-    protecting = [
-        name
-        for name, own in found.items()
-        if name not in NOT_PROTECTING
-        and own["ood"] >= zero["ood"] - OOD_MARGIN
-        and own["id"] - zero["id"] >= ID_SHARE * gain > 0
-    ]
+
+    def protects(own: Mapping[str, Any]) -> bool:
+        near = own["ood"] >= zero["ood"] - OOD_MARGIN
+        return near and own["id"] - zero["id"] >= ID_SHARE * gain > 0
+
+    others = {name: own for name, own in found.items() if name not in NOT_PROTECTING}
+    sweeps = {
+        name: [_coefficients(point) for point in own.get("sweep", ()) if protects(point)]
+        for name, own in others.items()
+    }
     return {
         "gain": gain,
         "gain_standard_error": math.hypot(full["id_standard_error"], zero["id_standard_error"]),
         "loss": zero["ood"] - full["ood"],
-        "protecting": protecting,
+        "protecting": [name for name, own in others.items() if protects(own)],
+        "sweep_protecting": {name: points for name, points in sweeps.items() if points},
     }
 
 
@@ -262,7 +269,8 @@ def text(results: Mapping[str, Any]) -> str:
             f"errors: {error:.1f}), {-100 * told['loss']:+.1f} out of distribution\n"
             f"at least {100 * ID_SHARE:.0f} % of that gain, and within {100 * OOD_MARGIN:.0f} "
             "points of zero-shot or above it out of distribution: "
-            f"{', '.join(told['protecting']) or 'no method'}"
+            f"{', '.join(told['protecting']) or 'no method'}\n"
+            f"somewhere on its sweep: {_on_sweeps(told['sweep_protecting']) or 'no method'}"
         )
     return "\n\n".join(found)
 
@@ -276,7 +284,7 @@ def write(directory: Path, results: Mapping[str, Any]) -> None:
         [first + second[2:] for first, second in zip(both[0].rows, both[1].rows, strict=True)],
     )
     _write_csv(directory / "table.csv", joined.head, joined.rows)
-    keys = ("alpha", "protection", "validation", "id", "ood")
+    keys = ("alpha", *_MEASURED)
     rows = [
         (name, _chosen({k: v for k, v in p.items() if k not in keys}), *(p[key] for key in keys))
         for name, own in results["methods"].items()
@@ -289,6 +297,17 @@ def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([head, *rows])
     files.write_text(path, buffer.getvalue())
+
+
+def _coefficients(point: Mapping[str, float]) -> dict[str, float]:
+    """Of a sweep's point; alpha is told of where it interpolates."""
+    own = {name: value for name, value in point.items() if name not in _MEASURED}
+    return own if own["alpha"] != 1.0 or len(own) == 1 else {k: own[k] for k in own if k != "alpha"}
+
+
+def _on_sweeps(points: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    told = ("; ".join(map(_chosen, own)) for own in points.values())
+    return ", ".join(f"{name} ({own})" for name, own in zip(points, told, strict=True))
 
 
 def _chosen(point: Mapping[str, float]) -> str:

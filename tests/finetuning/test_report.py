@@ -64,8 +64,10 @@ def test_the_verdict_names_what_keeps_both(results):
     assert told["gain_standard_error"] == pytest.approx(expected)
     # l2: .86 and .59. lora: .89, but .575. wise_ft at .5: .825 is less than half of the gain.
     assert told["protecting"] == ["l2"]
+    assert told["sweep_protecting"] == {"l2": [{"l2": 1.0}]}
     assert report.verdict({"full": {}}) == {}
-    assert report.text(results).endswith("above it out of distribution: l2")
+    last = "above it out of distribution: l2\nsomewhere on its sweep: l2 (l2 1)"
+    assert report.text(results).endswith(last)
 
 
 def test_methods_are_told_of_by_their_chosen_point(results):
