@@ -1,4 +1,4 @@
-"""Compares with open_clip, live: towers at full size, gradients, training, tokens, images, heads.
+"""Compares with open_clip, live: towers at full size, gradients, training, data, heads.
 
     make parity
     .venv-parity/bin/python -m tools.parity --only=tokens,ViT-B-32
@@ -28,8 +28,10 @@ import scipy.stats
 from absl import flags
 from open_clip_train.scheduler import cosine_lr
 from PIL import Image
+from timm.data import ImageNetInfo
 
-from clipdg_jax.data import images, resize, tokenizer
+from clipdg_jax.data import imagenet, images, resize, tokenizer
+from clipdg_jax.errors import UserError
 from clipdg_jax.evaluation import predictions, prompts
 from clipdg_jax.interop import architectures, state_dicts
 from clipdg_jax.models import config as config_lib
@@ -224,6 +226,20 @@ def tokens() -> Iterator[Finding]:
     yield Finding(f"tokens, captions of {len(captions):,} that differ", different, 0)
 
 
+def classes() -> Iterator[Finding]:
+    """ImageNet's classes, their names and OpenAI's prompts, as the packages have them."""
+    ids, names = imagenet.wordnet_ids(), imagenet.names()
+    ours = [(identity, names[identity]) for identity in ids]
+    theirs = list(zip(ImageNetInfo("imagenet-1k").label_names(), open_clip.IMAGENET_CLASSNAMES))
+    wrong = sum(a != b for a, b in zip(ours, theirs, strict=True))
+    twice = len(ours) - len(set(names.values()))
+    yield Finding(f"classes of {len(ours)} that differ", wrong, 0, f"{twice} names occur twice")
+    filled = [template.replace("{}", "cat") for template in imagenet.templates()]
+    want = [template("cat") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    wrong = sum(a != b for a, b in zip(filled, want, strict=True))
+    yield Finding(f"prompts of {len(want)} that differ", wrong, 0)
+
+
 def transform() -> Iterator[Finding]:
     """Evaluation crops and training crops of image files of all kinds, in levels of 255."""
     theirs = open_clip.image_transform(224, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))
@@ -291,6 +307,7 @@ def export() -> Iterator[Finding]:
 
 COMPARISONS: dict[str, Callable[[], Iterator[Finding]]] = {
     "tokens": tokens,
+    "classes": classes,
     "transform": transform,
     "initialisation": initialisation,
     "head": head,
@@ -307,7 +324,7 @@ def main(argv: Sequence[str]) -> None:
     chosen = [part for part in flags.FLAGS.only.split(",") if part] or list(COMPARISONS)
     unknown = [part for part in chosen if part not in COMPARISONS]
     if unknown:
-        raise SystemExit(f"--only: no {unknown[0]!r}; there are {', '.join(COMPARISONS)}")
+        raise UserError(f"--only: no {unknown[0]!r}; there are {', '.join(COMPARISONS)}")
     print(f"open_clip {open_clip.__version__}, torch {torch.__version__}, jax {jax.__version__}")
     over = sum(parity_findings.report(part, COMPARISONS[part]) for part in chosen)
     sys.exit(1 if over else 0)

@@ -23,6 +23,7 @@ import safetensors.torch
 from PIL import Image
 
 from clipdg_jax.data import demo, tokenizer
+from clipdg_jax.errors import UserError
 from clipdg_jax.evaluation import predictions, suites, zero_shot
 from clipdg_jax.interop import convert
 from clipdg_jax.models import config as config_lib
@@ -92,7 +93,9 @@ def _findings(
     transform: Callable[[Image.Image], torch.Tensor],
     words: open_clip.tokenizer.SimpleTokenizer,
 ) -> Iterator[Finding]:
-    names = [one for (one,) in test_set.prompt_names]  # a class with several names has no one head
+    if any(len(names) != 1 for names in test_set.prompt_names):
+        raise UserError(f"{name}: has classes with several names, as open_clip's head has not")
+    names = [one for (one,) in test_set.prompt_names]
     functions = [lambda c, t=t: t.replace("{}", c) for t in test_set.templates]
     head = open_clip.build_zero_shot_classifier(theirs, words, names, functions, 4, "cpu").numpy()
     evaluated = np.flatnonzero(mine.evaluated)

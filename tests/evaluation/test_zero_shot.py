@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipdg_jax.data import schema
+from clipdg_jax.data import demo, schema, tokenizer
 from clipdg_jax.errors import UserError
 from clipdg_jax.evaluation import suites, tables, zero_shot
+from clipdg_jax.models import config as model_config
+from clipdg_jax.models import model as model_lib
 from clipdg_jax.training import sharding
 
 COLOURS = {
@@ -165,6 +167,42 @@ def test_one_and_eight_devices_and_any_batch_size_agree(batch_size):
     np.testing.assert_array_equal(one.index, other.index)
     np.testing.assert_array_equal(one.prediction, other.prediction)
     np.testing.assert_allclose(one.probability, other.probability, rtol=1e-5)
+
+
+def test_four_models_answer_the_demo_suite_alike_on_one_and_eight_devices(tmp_path):
+    demo.ensure(tmp_path, demo.DemoSpec(pool=0, test_natural=45, test_style=11), processes=0)
+    opened = suites.load(["demo"], str(tmp_path))
+    tower = {"width": 16, "layers": 1, "heads": 2}
+    vision = {**tower, "image_size": 16, "patch_size": 8}
+    text = {**tower, "vocab_size": 600, "context_length": 16}
+    config = {"name": "tiny-plain", "embed_dim": 8, "vision": vision, "text": text}
+    model = model_lib.Model(model_config.from_config(config))
+    few, all_of_them = (
+        zero_shot.Evaluator(
+            model,
+            tokenizer.get_tokenizer(600),
+            opened,
+            sharding.make_mesh(devices=jax.devices()[:count]),
+            batch_size=batch_size,
+        )
+        for count, batch_size in ((1, 32), (8, 20))
+    )
+    answered = set()
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        params = {n: rng.normal(size=x.shape).astype(x.dtype) for n, x in model.shapes().items()}
+        one, other = few.predict(params)["demo"], all_of_them.predict(params)["demo"]
+        assert {name: len(found.index) for name, found in one.items()} == {
+            "natural": 45,
+            **dict.fromkeys(("sketch", "cartoon", "painting", "clipart"), 11),
+        }
+        for name, found in one.items():
+            np.testing.assert_array_equal(found.index, other[name].index)
+            np.testing.assert_array_equal(found.prediction, other[name].prediction)
+            np.testing.assert_allclose(found.probability, other[name].probability, rtol=1e-4)
+        answered.add(tuple(one["natural"].prediction))
+        assert len(np.unique(one["natural"].prediction)) > 2
+    assert len(answered) == 4
 
 
 def test_what_cannot_be_evaluated_is_told():
