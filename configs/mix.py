@@ -56,6 +56,7 @@ def base() -> ml_collections.ConfigDict:
     config.examples = 0
     config.epochs = 0
     config.batch_size = 16_384  # Over all devices.
+    config.accumulate = 1  # Parts that a batch goes through the towers in, where memory is short.
     config.loss = "clip"  # clip | siglip
     config.dtype = "bfloat16"  # Of the computation; parameters are float32.
 
@@ -67,6 +68,8 @@ def base() -> ml_collections.ConfigDict:
     config.data.crop_ratio = (3 / 4, 4 / 3)
     config.data.shuffle_block = 1  # Consecutive records read together; 1 on local disks.
     config.data.shuffle_window = 64  # Blocks shuffled together, where shuffle_block > 1.
+    # Captions share rows: how many rows there may be per caption, besides 1. (): no packing.
+    config.data.pack_rows = (0.22, 0.28, 0.45)
     config.data.workers = 8  # Processes; 0 loads in the training process.
     config.data.threads = 2  # In each of them.
     config.data.prefetch = 4  # Batches ahead, in each of them.
@@ -76,6 +79,7 @@ def base() -> ml_collections.ConfigDict:
     config.model.name = "ViT-B-32"
     config.model.remat = "none"  # none | full | dots: what the backward pass computes again.
     config.model.scan_layers = False
+    config.model.attention = "xla"  # xla | cudnn: NVIDIA's fused kernel, for bfloat16.
     size = ("width", "layers", "heads")  # What the named model has, unless set here.
     config.model.vision = _unset("image_size", "patch_size", "stem_blocks", *size)
     config.model.text = _unset("context_length", "vocab_size", *size)

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,13 +14,14 @@ import numpy as np
 import optax
 
 from clipdg_jax import errors
-from clipdg_jax.data import demo, loader, mixture, resolve, tokenizer
+from clipdg_jax.data import demo, loader, mixture, packing, resolve, tokenizer
 from clipdg_jax.evaluation import plots, suites, tables, zero_shot
 from clipdg_jax.models import config as model_config
 from clipdg_jax.models import flops
 from clipdg_jax.models import model as model_lib
 from clipdg_jax.training import checkpoints as checkpoints_lib
 from clipdg_jax.training import (
+    agreement,
     checksums,
     dry_run,
     feed,
@@ -45,6 +47,7 @@ class Plan:
     tx: optax.GradientTransformation
     objective: losses.Objective
     abstract: step.State
+    layout: packing.Layout | None  # Of the captions; None: each has a row.
 
     @property
     def rng(self) -> jax.Array:
@@ -82,11 +85,24 @@ def plan(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
     model = model_lib.Model(model_config.from_config(architecture))
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     sharding.check_batch_size(config.batch_size, mesh)
+    parts = mesh.size * config.accumulate
+    if config.accumulate < 1 or config.batch_size % parts:
+        raise errors.UserError(
+            f"config.accumulate: {config.accumulate} parts on {mesh.size} devices do not divide "
+            f"the batch size {config.batch_size}; give 1, or a divisor"
+        )
+    layout = None
+    if config.data.pack_rows:
+        context = model.config.text.context_length
+        layout = packing.layout(config.batch_size, parts, context, config.data.pack_rows)
     mix = mixture.parse_mix(config.data.mix)
     steps = length(config, mix)
     tx = optimizer.make_optimizer(config.optim, steps)
     rng = jax.random.key(config.seed)
     init = losses.wrap_init(model.init, config.loss)
+    objective = losses.contrastive_objective(
+        model, config.loss, accumulate=config.accumulate, shards=mesh.size
+    )
     return Plan(
         config=config,
         model=model,
@@ -94,8 +110,9 @@ def plan(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
         mix=mix,
         steps=steps,
         tx=tx,
-        objective=_with_record_checksum(losses.contrastive_objective(model, config.loss)),
+        objective=_with_record_checksum(objective),
         abstract=step.abstract_state(init, rng, tx, mesh),
+        layout=layout,
     )
 
 
@@ -144,19 +161,35 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 
 def describe(planned: Plan) -> str:
     """The dry run's report; needs no data."""
-    config, model = planned.config, planned.model.config
-    batch = abstract_batch(planned)
+    config = planned.config
+    shortest = None if planned.layout is None else planned.layout.sizes[0]
     return dry_run.report(
         name=config.model.name,
         state=planned.abstract,
         objective=planned.objective,
-        batch=batch,
+        batch=abstract_batch(planned),
         scalars={},
         mesh=planned.mesh,
         batch_size=config.batch_size,
         steps=planned.steps,
-        flops_per_example=flops.train_flops_per_pair(model),
+        flops_per_example=step_flops(planned, abstract_batch(planned, shortest)) / config.batch_size,
+        captions=_captions(planned.layout),
     )
+
+
+def _captions(layout: packing.Layout | None) -> str:
+    """How captions lie in rows, for the dry run."""
+    if layout is None:
+        return "one per row"
+    sizes = ", ".join(f"{size / layout.captions:.2g}" for size in layout.sizes)
+    return f"packed, {sizes} rows of {layout.columns} tokens each; FLOPs are for the fewest"
+
+
+def step_flops(planned: Plan, batch: Mapping[str, Any]) -> float:
+    """Floating-point operations of a step on a batch of these shapes, forward and backward."""
+    rows, columns = batch["tokens"].shape
+    pairs = len(batch["valid"])
+    return pairs * flops.train_flops_per_pair(planned.model.config, columns, rows / pairs)
 
 
 def _train(
@@ -185,8 +218,12 @@ def _train(
             state, progress = planned.init(), loop.Progress()
         batches = _batches(planned, list(sources.values()), tokens, start)
         stack.callback(batches.close)
-        device_feed = feed.DeviceFeed(batches, planned.mesh, device_fields)
+        largest = agreement.Largest()
+        device_feed = feed.DeviceFeed(
+            batches, planned.mesh, lambda batch: device_batch(batch, planned.layout, largest)
+        )
         stack.callback(device_feed.close)
+        stack.callback(largest.close)
         log = metrics.MetricLog(claimed.path, start, planned.steps)
         stack.callback(log.close)
         evaluation = _Evaluation(planned, suite_list, tokens)
@@ -208,7 +245,7 @@ def _train(
             log=log,
             checkpoints=checkpoints,
             scalars={},
-            flops_per_example=flops.train_flops_per_pair(model.config),
+            step_flops=functools.partial(step_flops, planned),
             source_names=list(sources),
             evaluate=evaluation if suite_list else None,
             workdir=claimed.path,
@@ -286,6 +323,14 @@ def device_fields(batch: feed.HostBatch) -> feed.HostBatch:
     return {name: batch[name] for name in ("image", "tokens", "valid")} | {"record": record}
 
 
+def device_batch(
+    batch: feed.HostBatch, layout: packing.Layout | None, agree: Callable[[int], int]
+) -> feed.HostBatch:
+    """`device_fields`, with the captions packed where there is a layout."""
+    fields = device_fields(batch)
+    return fields if layout is None else fields | packing.pack(batch["tokens"], layout, agree)
+
+
 def _with_record_checksum(objective: losses.Objective) -> losses.Objective:
     """Adds to the metrics `records`, a checksum of which records a batch held.
 
@@ -302,9 +347,12 @@ def _with_record_checksum(objective: losses.Objective) -> losses.Objective:
     return wrapped
 
 
-def abstract_batch(planned: Plan) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global batch, as the step takes it."""
-    size, model = planned.config.batch_size, planned.model.config
+def abstract_batch(planned: Plan, rows: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch, as the step takes it.
+
+    rows: of tokens in each group of packed captions; by default the most that there may be.
+    """
+    size, model, layout = planned.config.batch_size, planned.model.config, planned.layout
     side = model.vision.image_size
     shapes = {
         "image": ((size, side, side, 3), jnp.uint8),
@@ -312,6 +360,10 @@ def abstract_batch(planned: Plan) -> dict[str, jax.ShapeDtypeStruct]:
         "valid": ((size,), jnp.bool_),
         "record": ((size,), jnp.uint32),
     }
+    if layout is not None:
+        slots = (layout.groups * (rows or layout.sizes[-1]), layout.columns)
+        shapes |= {"tokens": (slots, jnp.int32), "positions": (slots, jnp.int32)}
+        shapes["ends"] = ((layout.groups, layout.captions), jnp.int32)
     return {name: jax.ShapeDtypeStruct(*value) for name, value in shapes.items()}
 
 

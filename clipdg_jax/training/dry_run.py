@@ -20,7 +20,8 @@ def report(
     mesh: Mesh,
     batch_size: int,
     steps: int,
-    flops_per_example: int,
+    flops_per_example: float,
+    captions: str = "",
 ) -> str:
     """The dry run's report, as text.
 
@@ -34,6 +35,7 @@ def report(
       batch_size: global examples per step.
       steps: length of the run.
       flops_per_example: closed form, forward and backward.
+      captions: how they lie in rows; "" where there are none.
 
     State bytes are exact for the shardings. Activations are what the backward pass keeps from
     the forward pass (saved residuals), spread evenly over the devices; a compiler may keep less,
@@ -51,6 +53,7 @@ def report(
         ("batch size", f"{batch_size:,} ({batch_size // devices:,} per device)"),
         ("steps", f"{steps:,}"),
         ("examples", f"{steps * batch_size:,}"),
+        *([("captions", captions)] if captions else []),
         ("FLOPs per example", f"{_flop(flops_per_example)} (forward and backward)"),
         ("FLOPs per step", _flop(flops_per_example * batch_size)),
         ("FLOPs of the run", _flop(flops_per_example * batch_size * steps)),

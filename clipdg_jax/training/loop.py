@@ -64,7 +64,7 @@ def train(
     log: metrics_lib.MetricLog,
     checkpoints: checkpoints_lib.Checkpoints,
     scalars: Mapping[str, jax.Array],
-    flops_per_example: float,
+    step_flops: Callable[[Mapping[str, jax.Array]], float],
     source_names: Sequence[str],
     evaluate: EvalFn | None,
     workdir: pathlib.Path,
@@ -86,7 +86,7 @@ def train(
       log: where metrics go.
       checkpoints: where states go; the last step is always saved.
       scalars: traced scalars handed to the objective.
-      flops_per_example: for the model FLOP utilisation.
+      step_flops: of a step on such a batch, for the model FLOP utilisation.
       source_names: names of the mix's datasets, for the image grids.
       evaluate: called with (step, state); returns scalars to log.
       workdir: where the profile goes.
@@ -95,7 +95,7 @@ def train(
       errors.UserError: the loss or the gradient is not finite; the last good checkpoint stays.
     """
     start = progress.step
-    meter = _Meter(start, batch_size, flops_per_example, feed)
+    meter = _Meter(start, batch_size, feed)
     pending: tuple[int, Any] | None = None
 
     def settle() -> None:
@@ -121,6 +121,7 @@ def train(
             jax.profiler.start_trace(str(workdir / "profile"))
             profiling = True
         host, batch = next(batches)
+        meter.add(step_flops(batch))
         state, values = step_fn(state, batch, scalars)
         settle()
         pending = (step, values)
@@ -172,18 +173,20 @@ def _show_inputs(
 class _Meter:
     """Speed since the last reading: examples/s, share of time waiting for data, MFU."""
 
-    def __init__(
-        self, start: int, batch_size: int, flops_per_example: float, feed: feed_lib.DeviceFeed
-    ):
+    def __init__(self, start: int, batch_size: int, feed: feed_lib.DeviceFeed):
         self._batch_size = batch_size
-        self._flops = flops_per_example
         self._feed = feed
         self._step, self._time, self._waited = start, time.perf_counter(), 0.0
+        self._flops: list[float] = []  # Of the steps begun since the last reading.
+
+    def add(self, flops: float) -> None:
+        self._flops.append(flops)
 
     def read(self, step: int) -> dict[str, float]:
         now, waited = time.perf_counter(), self._feed.waited
         seconds = max(now - self._time, 1e-9)
-        rate = (step - self._step) * self._batch_size / seconds
+        steps = step - self._step  # The step that runs now is not among them.
+        rate = steps * self._batch_size / seconds
         values = {
             "examples_per_second": rate,
             "examples_per_second_per_device": rate / jax.device_count(),
@@ -191,7 +194,8 @@ class _Meter:
         }
         peak = metrics_lib.peak_flops(jax.devices()[0])
         if peak:
-            values["mfu"] = rate * self._flops / (peak * jax.device_count())
+            values["mfu"] = sum(self._flops[:steps]) / seconds / (peak * jax.device_count())
+        del self._flops[:steps]
         self._step, self._time, self._waited = step, now, waited
         return values
 

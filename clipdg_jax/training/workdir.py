@@ -16,7 +16,9 @@ from clipdg_jax.data import files
 
 # Fields that change how a run is executed, never what it computes. All others are identity.
 OPERATIONAL = (
+    "accumulate",
     "checkpoint_every",
+    "data.pack_rows",
     "data.prefetch",
     "data.root",
     "data.threads",
