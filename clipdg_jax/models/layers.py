@@ -240,11 +240,13 @@ class Transformer(nnx.Module):
         def apply(x: Array, state: dict) -> Array:
             return nnx.merge(graph, state)(x, seen)
 
+        # Within a scan nothing can be merged with what is computed again.
+        checkpoint = functools.partial(jax.checkpoint, prevent_cse=not self.scan)
         if self.remat == "full":
-            apply = jax.checkpoint(apply)
+            apply = checkpoint(apply)
         elif self.remat == "dots":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            apply = jax.checkpoint(apply, policy=policy)
+            apply = checkpoint(apply, policy=policy)
 
         if self.scan:
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
