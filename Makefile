@@ -84,6 +84,12 @@ test: lint $(BROWSER)  ## Lint, types and the tests (eleven minutes on two cores
 test-full: lint $(BROWSER)  ## Also the slow tests: kill campaigns, several seeds, full-size parity
 	$(PYTEST) -m "not gpu"
 
+# `make bench PEERS=1` runs open_clip beside us, in an environment of its own.
+PEERS ?=
+.PHONY: bench
+bench: $(STAMP) $(if $(PEERS),$(PARITY))  ## How fast it is, in five minutes; PEERS=1: beside open_clip
+	$(PY) -m tools.bench $(if $(PEERS),--peer_python=$(CURDIR)/.venv-parity/bin/python)
+
 .PHONY: bench-loader
 bench-loader: $(STAMP)  ## Loader throughput on this machine
 	$(PY) -m tools.bench_loader

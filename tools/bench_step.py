@@ -68,6 +68,11 @@ class Variant:
     attention: str = "xla"
     accumulate: int = 1
 
+    @property
+    def pack_rows(self) -> tuple[float, ...]:
+        """`config.data.pack_rows` of such a run: pre-training's own, or none."""
+        return tuple(mix.base().data.pack_rows) if self.packed else ()
+
     def config(self, model: str, dtype: str) -> ml_collections.ConfigDict:
         """The configuration of such a run."""
         config = mix.base()
@@ -79,8 +84,7 @@ class Variant:
         config.model.remat = self.remat
         config.model.scan_layers = self.scan
         config.model.attention = self.attention
-        if not self.packed:
-            config.data.pack_rows = ()
+        config.data.pack_rows = self.pack_rows
         return config
 
 
@@ -148,6 +152,10 @@ class Bench:
     def temporary_bytes(self) -> int:
         """What the compiled step needs besides its arguments and results."""
         return self._step.memory_analysis().temp_size_in_bytes
+
+    def counted(self) -> dict[str, float]:
+        """FLOPs and bytes of the compiled step, as XLA counts them; a scan's body only once."""
+        return self._step.cost_analysis()
 
     def put(self) -> None:
         """Makes the state and the batch, on the device."""

@@ -60,8 +60,12 @@ def layout(batch_size: int, groups: int, context_length: int, rows: Sequence[flo
         )
     captions = batch_size // groups
     sizes = {math.ceil(captions * share) for share in rows} | {captions}
-    columns = -(-context_length // _TILE) * _TILE
-    return Layout(groups, captions, columns, tuple(sorted(sizes)))
+    return Layout(groups, captions, columns(context_length), tuple(sorted(sizes)))
+
+
+def columns(context_length: int) -> int:
+    """Slots of a row that is to hold captions of at most `context_length` tokens."""
+    return -(-context_length // _TILE) * _TILE
 
 
 def assign(

@@ -101,7 +101,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
         ("steps", ", ".join(str(step) for step in inputs.checkpoints)),
         ("parameters", f"{model.num_params():,}"),
         ("FLOPs per image", f"{flops.forward_flops_image(model.config) / 1e9:.3g} GFLOP"),
-        ("FLOPs per prompt", f"{flops.forward_flops_text(model.config) / 1e9:.3g} GFLOP"),
+        ("FLOPs per prompt", f"at most {flops.forward_flops_text(model.config) / 1e9:.3g} GFLOP"),
     ]
     for suite in inputs.suites:
         for test_set in suite.test_sets:

@@ -40,21 +40,26 @@ class ColourModel:
         dark = 1 - channels.max(axis=1, keepdims=True)
         return self._unit(params["gain"] * jnp.concatenate([channels, dark], axis=1) + 0.01)
 
-    def encode_text(self, params, tokens):
+    def encode_text(self, params, tokens, packing):
+        slots = tokens.reshape(len(packing.ends), -1)
+        name, template = (
+            jnp.take_along_axis(slots, packing.ends - back, axis=1).reshape(-1) for back in (2, 1)
+        )
         # Templates add a common direction, which the mean over templates keeps.
-        named = jax.nn.one_hot(tokens[:, 0], len(CLASSES))
-        return self._unit(params["gain"] * named + 0.1 * tokens[:, 1:2])
+        named = jax.nn.one_hot(name, len(CLASSES))
+        return self._unit(params["gain"] * named + 0.1 * template[:, None])
 
     def _unit(self, x):
         return x / jnp.linalg.norm(x, axis=1, keepdims=True)
 
 
 def tokenise(texts, context_length):
-    """[class, template, 0, ...]: what the colour model reads."""
+    """[class, template, end, 0, ...]: what the colour model reads."""
     rows = np.zeros((len(texts), context_length), np.int32)
     for row, text in zip(rows, texts, strict=True):
         row[0] = next(i for i, name in enumerate(CLASSES) if name in text)
         row[1] = "photo" in text
+        row[2] = 99
     return rows
 
 
