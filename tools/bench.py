@@ -145,8 +145,8 @@ def step() -> None:
         xla = bench.counted()
         say(
             f"{name}: a pair",
-            f"{per_pair / 1e9:.2f} GFLOP, {xla['flops'] / FLAGS.batch_size / 1e9:.2f} as XLA counts;"
-            f" {xla['bytes accessed'] / FLAGS.batch_size / 1e9:.2f} GB moved, as XLA counts; "
+            f"{per_pair / 1e9:.2f} GFLOP; {xla['flops'] / FLAGS.batch_size / 1e9:.2f}, and "
+            f"{xla['bytes accessed'] / FLAGS.batch_size / 1e9:.2f} GB moved, as XLA counts; "
             f"compiled in {bench.compile_seconds:.0f} s",
         )
     for name, each in seconds.items():

@@ -44,14 +44,14 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("model", "ViT-B-32", "Name of the model.")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
 flags.DEFINE_list("variants", "16,16+packed", "What to time.")
-flags.DEFINE_integer("warmup", 2, "Untimed steps of a variant.", lower_bound=1)
-flags.DEFINE_integer("steps", 2, "Steps of a round.", lower_bound=1)
-flags.DEFINE_integer("rounds", 3, "Rounds of a variant.", lower_bound=1)
+flags.DEFINE_integer("warmup", 1, "Untimed steps of a variant.", lower_bound=1)
+flags.DEFINE_integer("steps", 1, "Steps of a round.", lower_bound=1)
+flags.DEFINE_integer("rounds", 4, "Rounds of a variant.", lower_bound=1)
 flags.DEFINE_integer("compile_threads", 1, "Variants compiled at a time.", lower_bound=1)
 flags.DEFINE_integer("matmul", 0, "Side of the matrices whose product is timed; 0: none.")
 flags.DEFINE_integer("encode", 0, "Images of a batch for the image tower alone; 0: none.")
 flags.DEFINE_integer("profile", 0, "Kernels to list that take most time; 0: no profile.")
-flags.DEFINE_string("out", "", "File for the results, as JSON lines.")
+flags.DEFINE_string("out", "", "File that the results are added to, as JSON lines.")
 
 REMATS = ("dots", "full")
 
@@ -277,13 +277,13 @@ def hottest(bench: Bench, count: int) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    file = pathlib.Path(FLAGS.out).open("w") if FLAGS.out else None
 
     def out(found: dict[str, Any]) -> None:
         line = json.dumps(found)
         print(line, flush=True)
-        if file:
-            print(line, file=file, flush=True)
+        if FLAGS.out:
+            with pathlib.Path(FLAGS.out).open("a") as file:
+                print(line, file=file)
 
     out({"device": jax.devices()[0].device_kind, "jax": jax.__version__})
     rate = matmul_rate(FLAGS.matmul, FLAGS.dtype) if FLAGS.matmul else 0.0

@@ -19,7 +19,6 @@ from clipdg_jax.evaluation import plots, suites, tables, zero_shot
 from clipdg_jax.models import config as model_config
 from clipdg_jax.models import flops
 from clipdg_jax.models import model as model_lib
-from clipdg_jax.training import checkpoints as checkpoints_lib
 from clipdg_jax.training import (
     agreement,
     checksums,
@@ -33,6 +32,7 @@ from clipdg_jax.training import (
     step,
     workdir,
 )
+from clipdg_jax.training import checkpoints as checkpoints_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,8 @@ def describe(planned: Plan) -> str:
         mesh=planned.mesh,
         batch_size=config.batch_size,
         steps=planned.steps,
-        flops_per_example=step_flops(planned, abstract_batch(planned, shortest)) / config.batch_size,
+        flops_per_example=step_flops(planned, abstract_batch(planned, shortest))
+        / config.batch_size,
         captions=_captions(planned.layout),
     )
 
