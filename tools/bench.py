@@ -48,9 +48,7 @@ flags.DEFINE_list("parts", list(PARTS), "What to run.")
 flags.DEFINE_integer("batch_size", 16, "Pairs of a step on the CPU.", lower_bound=1)
 flags.DEFINE_string("peer_python", "", "A Python with torch and open_clip; empty leaves it out.")
 flags.DEFINE_integer("head_classes", 50, "Classes of the zero-shot head; ImageNet has 1000.")
-flags.DEFINE_list(
-    "gpu_variants", "4096+packed+dots+scan,3072+dots+scan", "What `bench_step` times on a GPU."
-)
+flags.DEFINE_list("gpu_variants", "4096+packed+dots,3072+dots", "What `bench_step` times on a GPU.")
 flags.DEFINE_integer("gpu_peer_batch", 2048, "Pairs of open_clip's step on a GPU.")
 
 

@@ -4,7 +4,7 @@
     python -m tools.bench_step --dtype=bfloat16 --variants=1024+packed+dots,4096+packed+dots+scan
 
 Each variant is a batch size and what differs from the plain step: `packed` captions, `dots` or
-`full` rematerialisation, `scan` over the layers, `cudnn` attention, `accumulate:N` parts. All are
+`full` rematerialisation, `scan` over the layers, `xla` attention, `accumulate:N` parts. All are
 compiled first, in `--compile_threads` threads; then, in turn, each makes `--warmup` steps and
 `--rounds` rounds of `--steps` steps. The step is the one that pre-training runs, with its
 optimiser; inputs are `bench_inputs`, on the device from the start.
@@ -65,7 +65,7 @@ class Variant:
     packed: bool = False
     remat: str = "none"
     scan: bool = False
-    attention: str = "xla"
+    attention: str = "auto"
     accumulate: int = 1
 
     @property
@@ -98,14 +98,14 @@ def parse(text: str) -> Variant:
             fields[option] = True
         elif option in REMATS:
             fields["remat"] = option
-        elif option == "cudnn":
+        elif option == "xla":
             fields["attention"] = option
         elif name == "accumulate" and number.isdecimal():
             fields[name] = int(number)
         else:
             raise UserError(
                 f"--variants: {text!r} has {option!r}; options are packed, {', '.join(REMATS)}, "
-                "scan, cudnn and accumulate:N"
+                "scan, xla and accumulate:N"
             )
     if not size.isdecimal() or not int(size):
         raise UserError(f"--variants: {text!r} does not begin with a batch size")

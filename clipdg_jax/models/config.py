@@ -20,7 +20,7 @@ ACTIVATIONS = ("gelu", "quick_gelu")
 DTYPES = ("float32", "bfloat16")
 POOLS = ("tok", "avg")
 REMATS = ("none", "full", "dots")
-ATTENTIONS = ("xla", "cudnn")
+ATTENTIONS = ("auto", "xla")
 
 # Fields that change how the model is computed, not which function it is.
 OPERATIONAL = ("dtype", "remat", "scan_layers", "attention")
@@ -87,8 +87,8 @@ class ClipConfig:
     remat: what the backward pass recomputes: "none", "full" (each block from its input) or
         "dots" (each block, but the products of weight matrices are kept).
     scan_layers: compile one block and scan over the layers (faster to compile, same result).
-    attention: "xla", or "cudnn", NVIDIA's fused kernel, which keeps no attention weights in
-        memory (needs its GPUs and bfloat16).
+    attention: "auto" takes cuDNN's fused kernel, which keeps no attention weights in memory, where
+        it can: in bfloat16 on NVIDIA GPUs since Ampere. "xla" never does.
     """
 
     embed_dim: int = 512
@@ -101,7 +101,7 @@ class ClipConfig:
     dtype: str = "float32"
     remat: str = "none"
     scan_layers: bool = False
-    attention: str = "xla"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         _check(self)
@@ -170,11 +170,6 @@ def _check(config: ClipConfig) -> None:
     one_of("dtype", config.dtype, DTYPES)
     one_of("remat", config.remat, REMATS)
     one_of("attention", config.attention, ATTENTIONS)
-    require(
-        config.attention == "xla" or config.dtype == "bfloat16",
-        "attention",
-        f"{config.attention!r} computes in bfloat16, not {config.dtype}; use 'xla'",
-    )
     require(len(config.mean) == 3, "mean", f"{config.mean} is not one value for each of 3 channels")
     require(
         len(config.std) == 3 and min(config.std) > 0,

@@ -8,6 +8,7 @@ names, so that the path of a parameter is its name in open_clip's state_dict.
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable
 
 import jax
@@ -142,14 +143,14 @@ def attend(
     k: Float[Array, "b n h c"],
     v: Float[Array, "b n h c"],
     seen: Bool[Array, "#b n n"] | None = None,
-    kernel: str = "xla",
+    kernel: str = "auto",
 ) -> Float[Array, "b n h c"]:
     """softmax(q k^T / sqrt(c)) v per head.
 
     seen: whether a query (second axis) sees a key (third axis); None: each sees all.
     kernel: config.ClipConfig's `attention`.
     """
-    if kernel == "cudnn":
+    if kernel == "auto" and _can_fuse(q, seen):
         mask = None if seen is None else seen[:, None]
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     logits = jnp.einsum(
@@ -159,6 +160,20 @@ def attend(
         logits = jnp.where(seen[:, None], logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bhqk,bkhc->bqhc", weights, v)
+
+
+def _can_fuse(q: Float[Array, "b n h c"], seen: Bool[Array, "#b n n"] | None) -> bool:
+    """Whether cuDNN has a kernel for this, forward and backward."""
+    if jax.default_backend() != "gpu" or q.dtype != jnp.bfloat16:
+        return False
+    # Its backward pass is not known to add up in one order.
+    if "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", ""):
+        return False
+    device = jax.devices()[0]
+    if "nvidia" not in device.device_kind.lower() or float(device.compute_capability) < 8:
+        return False
+    _, n, _, width = q.shape
+    return width % 8 == 0 and width <= 128 and (seen is None or n % 2 == 0)
 
 
 class Mlp(nnx.Module):

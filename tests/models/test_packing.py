@@ -10,6 +10,7 @@ from clipdg_jax.models import config as config_lib
 from clipdg_jax.models import flops
 from clipdg_jax.models import model as model_lib
 from clipdg_jax.models import text as text_lib
+from clipdg_jax.training import sharding
 
 CONFIG = {
     "name": "tiny-plain",
@@ -61,6 +62,25 @@ def test_features_and_all_gradients_are_those_of_a_row_each(tokens, change):
             assert name == "logit_scale" or np.abs(grad).max() > 0
             error = np.linalg.norm(packed_grads[name] - grad)
             assert error <= 1e-5 * np.linalg.norm(grad), name
+
+
+def test_devices_read_their_own_rows_only(tokens):
+    """Forward and backward, nothing is gathered or moved; gradients alone are summed."""
+    model = model_lib.Model(
+        config_lib.from_config(CONFIG | {"text": CONFIG["text"] | {"layers": 1}})
+    )
+    mesh = sharding.make_mesh()
+    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    packed, where = _packed(tokens, 8)
+
+    def objective(params, tokens, packing):
+        return model.encode_text(params, tokens, packing, normalise=False).sum()
+
+    step = jax.jit(jax.grad(objective), in_shardings=(whole, rows, rows), out_shardings=whole)
+    compiled = step.lower(model.shapes(), packed, where).compile().as_text()
+    assert "all-reduce(" in compiled
+    for moved in ("all-gather(", "all-to-all(", "collective-permute(", "reduce-scatter("):
+        assert moved not in compiled, moved
 
 
 def test_another_caption_in_the_row_cannot_matter(tokens):
