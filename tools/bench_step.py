@@ -12,7 +12,8 @@ optimiser; inputs are `bench_inputs`, on the device from the start.
 Printed are milliseconds a step (median of the rounds, fastest and slowest), pairs a second,
 floating-point operations a pair in closed form, their rate and its share of the rate at which the
 device multiplies two square matrices of side `--matmul`, measured in the same process.
-`--profile=N` lists the N operations of the first variant that take most of the device's time.
+`--profile=N` lists the N kernels of the first variant that take most of the device's time; XLA's
+fusions are named as in the program that XLA_FLAGS=--xla_dump_to=<folder> writes.
 """
 
 from __future__ import annotations
@@ -245,33 +246,30 @@ def run(bench: Bench, rate: float, out: Callable[[Any], None]) -> None:
 
 
 def hottest(bench: Bench, count: int) -> list[dict[str, Any]]:
-    """The operations of a step that take most time on the device, by their kernels' names."""
+    """The kernels of a step that take most time on the device, all their runs together."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             bench.time(1)
         (file,) = pathlib.Path(folder).rglob("*.xplane.pb")
         planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
     on_device = [plane for plane in planes if plane.name.startswith("/device:")]
-    spent: dict[tuple[str, str], list[float]] = {}
+    spent: dict[str, list[float]] = {}
     for plane in on_device or planes:
         for line in plane.lines:
             if on_device and not line.name.startswith("Stream"):
                 continue
             for event in line.events:
-                stats = {name: str(value) for name, value in event.stats}
-                where = stats.get("name") or stats.get("tf_op") or stats.get("hlo_op", "")
-                spent.setdefault((event.name, where), []).append(event.duration_ns)
+                spent.setdefault(event.name, []).append(event.duration_ns)
     total = sum(map(sum, spent.values()))
     most = sorted(spent.items(), key=lambda item: -sum(item[1]))[:count]
     return [
         {
             "kernel": name[:90],
-            "operation": where[-110:],
             "times": len(durations),
             "ms": round(sum(durations) / 1e6, 3),
             "share": round(sum(durations) / total, 4),
         }
-        for (name, where), durations in most
+        for name, durations in most
     ]
 
 
