@@ -42,7 +42,8 @@ def main() -> None:
     torch.manual_seed(0)
     model = open_clip.create_model(args.model, pretrained=None, device=device)
     model.train()
-    decayed, others = [], []
+    decayed: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, p in model.named_parameters():
         spared = p.ndim < 2 or "bn" in name or "ln" in name or "bias" in name
         (others if spared or "logit_scale" in name else decayed).append(p)
@@ -57,7 +58,7 @@ def main() -> None:
     images = ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
     tokens = torch.from_numpy(bench_inputs.tokens(args.batch_size)).long().to(device)
 
-    def step() -> float:
+    def step() -> torch.Tensor:
         optimizer.zero_grad()
         with torch.autocast(device, torch.bfloat16) if args.amp else contextlib.nullcontext():
             found = step_model(images, tokens)

@@ -207,10 +207,10 @@ def contrastive_objective(
     check_loss(loss)
 
     def features(params: Params, batch: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-        packing = ()
+        inputs: list[Any] = [batch["image"], batch["tokens"]]
         if "ends" in batch:
-            packing = (text_lib.Packing(batch["positions"], batch["ends"]),)
-        return apply(params, batch["image"], batch["tokens"], *packing)
+            inputs.append(text_lib.Packing(batch["positions"], batch["ends"]))
+        return apply(params, *inputs)
 
     def features_by_parts(params: Params, batch: Mapping[str, Array]) -> tuple[Array, Array, Array]:
         def split(x: Array) -> Array:  # [rows, ..] -> [parts, rows of a part, ..]
