@@ -27,12 +27,14 @@ RANKS = {
     "domains": 4,
     "finetuning": 4,
     "interop": 4,
+    "study": 4,
     "evaluation": 3,
     "training": 2,
     "models": 1,
     "data": 1,
     "malloc": 0,
     "errors": 0,
+    "stopping": 0,
 }
 
 # Reference implementations: fixtures and benchmarks use them, the package never does.

@@ -18,7 +18,7 @@ body { margin: 0 auto; max-width: 66rem; padding: 1rem; color: #222; background:
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .5rem; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; } p { margin: .4rem 0; max-width: 46rem; }
 .quiet { color: #595959; font-size: .875rem; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
 th, td { padding: .25rem .7rem .25rem 0; text-align: right; border-bottom: 1px solid #ddd;
   white-space: nowrap; }
@@ -30,8 +30,7 @@ tr.sum td { font-weight: 600; border-top: 2px solid #888; }
 .tiles div { border: 1px solid #ddd; border-radius: .4rem; padding: .5rem .7rem; }
 .tiles b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
-.charts svg, .charts img { width: 100%; height: auto; display: block; }
-.charts .whole { grid-column: 1 / -1; }
+.charts svg, .charts img { width: 100%; max-width: 34rem; height: auto; display: block; }
 ul { margin: .4rem 0; padding-left: 1.2rem; max-width: 46rem; }
 .bar { display: flex; height: 1.1rem; border-radius: .2rem; overflow: hidden; background: #eee; }
 .key { display: flex; flex-wrap: wrap; gap: 0 1.1rem; font-size: .875rem;
@@ -44,6 +43,11 @@ figure { margin: 0; font-size: .75rem; text-align: center; color: #444;
   font-variant-numeric: tabular-nums; }
 figure img { width: 100%; aspect-ratio: 1; object-fit: contain; display: block;
   background: #f4f4f4; border: 3px solid transparent; }
+@media (max-width: 30rem) {
+  table { font-size: .8125rem; } th, td { padding-right: .5rem; }
+  th:first-child, td:first-child { position: sticky; left: 0; background: #fff; max-width: 8.5rem;
+    white-space: normal; overflow-wrap: anywhere; }
+}
 @media print {
   body { max-width: none; padding: 0; font-size: 11px; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
@@ -101,18 +105,16 @@ def notes(texts: Sequence[str]) -> str:
     return f"<ul>{items}</ul>" if texts else ""
 
 
-def chart(svg: str, about: str, wide: bool = False) -> str:
+def chart(svg: str, about: str) -> str:
     """A chart, to be put among others in `charts`.
 
     Args:
       svg: a whole SVG document.
       about: what it shows, for those who cannot see it.
-      wide: whether it takes a row of its own.
     """
     # As an image, because the names within one SVG document would clash with another's.
     data = base64.b64encode(svg.encode()).decode()
-    kind = " class=whole" if wide else ""
-    return f'<img{kind} src="data:image/svg+xml;base64,{data}" alt="{html.escape(about)}">'
+    return f'<img src="data:image/svg+xml;base64,{data}" alt="{html.escape(about)}">'
 
 
 def charts(made: Sequence[str]) -> str:

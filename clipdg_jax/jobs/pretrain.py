@@ -14,7 +14,7 @@ import optax
 
 from clipdg_jax import errors
 from clipdg_jax.data import demo, loader, mixture, resolve, tokenizer
-from clipdg_jax.evaluation import plots, suites, tables, zero_shot
+from clipdg_jax.evaluation import plots, predictions, suites, tables, zero_shot
 from clipdg_jax.models import config as model_config
 from clipdg_jax.models import flops
 from clipdg_jax.models import model as model_lib
@@ -123,6 +123,13 @@ def length(config: ml_collections.ConfigDict, mix: mixture.Mix) -> int:
     return steps
 
 
+def operations(config: ml_collections.ConfigDict) -> int:
+    """FLOP of a whole run, in closed form (`models.flops`); touches no device."""
+    model = model_config.from_config({**config.model.to_dict(), "dtype": config.dtype})
+    steps = length(config, mixture.parse_mix(config.data.mix))
+    return flops.train_flops_per_pair(model) * config.batch_size * steps
+
+
 def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """Trains, evaluates and writes `results.json`; resumes what an earlier call began."""
     planned = plan(config)
@@ -226,16 +233,19 @@ def _train(
             "zero_shot": evaluation.last or {},
         }
     if jax.process_index() == 0:
+        evaluation.write_predictions(claimed.path, planned.steps)
         plots.training_summary(claimed.path, results)
     claimed.finish(results)
     _say(_table(results))
 
 
 class _Evaluation:
-    """The loop's hook: zero-shot accuracies as scalars; keeps the last full result."""
+    """The loop's hook: zero-shot accuracies as scalars; keeps the last full result and answers."""
 
     def __init__(self, planned: Plan, suite_list: Sequence[suites.Suite], tokens):
         self.last: zero_shot.Results | None = None
+        self._answers: dict[str, dict[str, predictions.Predictions]] = {}
+        self._suites = suite_list
         self._evaluator = zero_shot.Evaluator(
             planned.model,
             tokens,
@@ -247,8 +257,20 @@ class _Evaluation:
 
     def __call__(self, step_number: int, state: step.State) -> dict[str, float]:
         del step_number
-        self.last = self._evaluator(step.merged_params(state))
+        self._answers = self._evaluator.predict(step.merged_params(state))
+        self.last = zero_shot.measure(self._answers)
         return zero_shot.scalars(self.last)
+
+    def write_predictions(self, directory: pathlib.Path, step_number: int) -> None:
+        """Writes the last answers to `predictions-<step>.parquet`, as the job evaluate does."""
+        if not self._answers:
+            return
+        items = [
+            (*name, self._answers[name[0]][name[1]], keys)
+            for name, keys in zero_shot.record_keys(self._suites, self._answers).items()
+        ]
+        path = directory / f"predictions-{step_number}.parquet"
+        predictions.write(path, items, checkpoint=str(directory), step=str(step_number))
 
 
 def _batches(
