@@ -23,6 +23,7 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         print(f"would report on {', '.join(places)}")
         return
     collected = runs.collect(places, config.suite)
+    compared = _pairs(config.pairs, collected)
     options = groups.Options(
         composition={
             name: (float(shares[0]), float(shares[1]))
@@ -36,7 +37,6 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     )
     study = groups.make(collected.runs, collected.suite, options)
     results = report.gather(study, options, collected.left_out)
-    compared = _pairs(config.pairs, collected)
     files.make_directory(directory)
     with files.lock(directory / ".lock"):
         report.write(directory, results, study, compared, config.title)

@@ -19,12 +19,13 @@ def over_images(
     """
     images = correct.shape[1]
     table = correct.T.astype(np.float32)
-    shares = np.full(images, 1 / images)
-    found = [
-        rng.multinomial(images, shares, size=min(_CHUNK, resamples - start)).astype(np.float32)
-        @ table
-        for start in range(0, resamples, _CHUNK)
-    ]
+    found = []
+    for start in range(0, resamples, _CHUNK):
+        rows = min(_CHUNK, resamples - start)
+        # How often each image is drawn; several times quicker than `multinomial`.
+        drawn = rng.integers(images, size=(rows, images)) + images * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * images).reshape(rows, images)
+        found.append(times.astype(np.float32) @ table)
     return np.concatenate(found).astype(np.float64) / images
 
 
