@@ -74,6 +74,8 @@ def main(argv: Sequence[str]) -> None:
     except errors.UserError as error:
         _refuse(error)
     except stopping.Stopped as stopped:
+        if MULTIHOST.value:
+            jax.distributed.shutdown()  # Waits for the others, which would miss process 0.
         _refuse(f"stopped: {stopped}; the same command again goes on", stopping.EXIT_STATUS)
     except KeyboardInterrupt:
         _refuse("interrupted; the same command again goes on from the last checkpoint", status=130)

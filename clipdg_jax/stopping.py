@@ -6,7 +6,6 @@ the launchers in launch/ begin it again; the same command goes on from the check
 """
 
 import contextlib
-import dataclasses
 import signal
 import threading
 from collections.abc import Iterator
@@ -22,32 +21,35 @@ class Stopped(Exception):
     """
 
 
-@dataclasses.dataclass
-class Watch:
-    """Whether SIGTERM has come."""
+_asked = False
 
-    asked: bool = False
+
+def asked() -> bool:
+    """Whether SIGTERM has come since the latest `watch` began."""
+    return _asked
 
 
 @contextlib.contextmanager
-def watch() -> Iterator[Watch]:
-    """Notes SIGTERM, the first one; a second one ends the process at once.
+def watch() -> Iterator[None]:
+    """Notes SIGTERM instead of dying of it; a second one ends the process at once.
 
     Does nothing where handlers cannot be set: in a thread that is not the main one.
     """
-    watched = Watch()
+    global _asked
+    _asked = False
     if threading.current_thread() is not threading.main_thread():
-        yield watched
+        yield
         return
     before = signal.getsignal(signal.SIGTERM)
 
     def note(number: int, frame: FrameType | None) -> None:
+        global _asked
         del number, frame
-        watched.asked = True
+        _asked = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, note)
     try:
-        yield watched
+        yield
     finally:
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from clipdg_jax import errors
+from clipdg_jax import errors, stopping
 from clipdg_jax.data import demo, loader, mixture, resolve, tokenizer
 from clipdg_jax.evaluation import plots, predictions, suites, tables, zero_shot
 from clipdg_jax.models import config as model_config
@@ -94,7 +94,7 @@ def plan(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
         mix=mix,
         steps=steps,
         tx=tx,
-        objective=_with_record_checksum(losses.contrastive_objective(model, config.loss)),
+        objective=_with_batch_metrics(losses.contrastive_objective(model, config.loss)),
         abstract=step.abstract_state(init, rng, tx, mesh),
     )
 
@@ -301,25 +301,32 @@ def _batches(
 
 
 def device_fields(batch: feed.HostBatch) -> feed.HostBatch:
-    """What the step needs of a batch; `record` is a hash of each row's (source, index)."""
+    """What the step needs of a batch.
+
+    `record` is a hash of each row's (source, index), `stop` whether this process was asked to.
+    """
     multiplier = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio (Knuth 6.4).
     identity = batch["index"].astype(np.uint64) * multiplier + batch["source"].astype(np.uint64)
     record = (identity * multiplier >> np.uint64(40)).astype(np.uint32)
-    return {name: batch[name] for name in ("image", "tokens", "valid")} | {"record": record}
+    stop = np.full(len(record), stopping.asked())
+    kept = {name: batch[name] for name in ("image", "tokens", "valid")}
+    return kept | {"record": record, "stop": stop}
 
 
-def _with_record_checksum(objective: losses.Objective) -> losses.Objective:
-    """Adds to the metrics `records`, a checksum of which records a batch held.
+def _with_batch_metrics(objective: losses.Objective) -> losses.Objective:
+    """Adds to the metrics `stop` and `records`, a checksum of which records a batch held.
 
-    An exact integer below 2^24 that depends on the order of the rows, but not on the devices that
-    hold them: equal values in two runs' metrics mean the same batch.
+    `stop` is 1 where any process was asked to: all of them learn it at the same step, with metrics
+    that they read anyway. The checksum is an exact integer below 2^24 that depends on the order of
+    the rows, but not on the devices that hold them: equal values in two runs' metrics mean the same
+    batch.
     """
 
     def wrapped(params, batch, scalars):
         loss, values = objective(params, batch, scalars)
         rows = jnp.arange(1, batch["record"].shape[0] + 1, dtype=jnp.uint32)
         checksum = jnp.sum(batch["record"] * (2 * rows - 1), dtype=jnp.uint32) % (1 << 24)
-        return loss, values | {"records": checksum}
+        return loss, values | {"records": checksum, "stop": jnp.any(batch["stop"])}
 
     return wrapped
 
@@ -333,6 +340,7 @@ def abstract_batch(planned: Plan) -> dict[str, jax.ShapeDtypeStruct]:
         "tokens": ((size, model.text.context_length), jnp.int32),
         "valid": ((size,), jnp.bool_),
         "record": ((size,), jnp.uint32),
+        "stop": ((size,), jnp.bool_),
     }
     return {name: jax.ShapeDtypeStruct(*value) for name, value in shapes.items()}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,13 @@ class State:
       kind: complete, failed, running (by this process), begun (by another one, or stopped),
         waiting.
       step: the last one that was logged; 0 before.
-      loss: there; NaN where there is none.
+      loss: there; 0 where there is none.
       told: of a complete cell its accuracies by domain, of a failed one why.
     """
 
     kind: str
     step: int = 0
-    loss: float = math.nan
+    loss: float = 0.0
     told: str = ""
 
 
@@ -46,12 +45,11 @@ def state(workdir: Path, failure: str, running: bool) -> State:
       running: whether this process runs it.
     """
     last = last_metrics(workdir)
-    step, loss = int(last.get("step", 0)), float(last.get("loss", math.nan))
+    step, loss = int(last.get("step", 0)), float(last.get("loss", 0.0))
     if complete(workdir):
         return State("complete", step, 0.0, _accuracies(workdir))
     kind = "failed" if failure else "running" if running else "begun" if step else "waiting"
-    # NaN differs from itself, and so would every state that has no loss yet.
-    return State(kind, step, 0.0 if math.isnan(loss) else loss, failure)
+    return State(kind, step, loss, failure)
 
 
 def last_metrics(workdir: Path) -> dict[str, Any]:

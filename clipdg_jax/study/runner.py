@@ -76,9 +76,9 @@ class Runner:
         """
         own = sorted(os.sched_getaffinity(0))
         shares = [frozenset(own[i::parallel] or own) for i in range(parallel)]
-        with stopping.watch() as watch:
+        with stopping.watch():
             try:
-                while not watch.asked:
+                while not stopping.asked():
                     self._reap()
                     free = shares.copy()
                     for child in self._children.values():

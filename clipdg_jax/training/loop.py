@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clipdg_jax import errors
+from clipdg_jax import errors, stopping
 from clipdg_jax.training import checkpoints as checkpoints_lib
 from clipdg_jax.training import feed as feed_lib
 from clipdg_jax.training import metrics as metrics_lib
@@ -93,20 +93,25 @@ def train(
 
     Raises:
       errors.UserError: the loss or the gradient is not finite; the last good checkpoint stays.
+      stopping.Stopped: SIGTERM came, and the step that ran is saved. An evaluation is finished
+        before. Several processes stop together: their objective's metrics hold "stop", which is
+        above 0 where it has come to any of them.
     """
     start = progress.step
     meter = _Meter(start, batch_size, flops_per_example, feed)
     pending: tuple[int, Any] | None = None
+    stop = False
 
     def settle() -> None:
         """Reads the metrics of the step in flight, checks them and logs them when due."""
-        nonlocal pending, progress
+        nonlocal pending, progress, stop
         if pending is None:
             return
         step, values = pending
         pending = None
         read = {name: value.item() for name, value in jax.device_get(values).items()}
         masked = progress.masked + batch_size - int(read.pop("valid"))
+        stop = read.pop("stop", 0) > 0 or (jax.process_count() == 1 and stopping.asked())
         if not read.pop("finite"):
             raise _diverged(step, read, checkpoints)
         progress = Progress(step, masked, read)
@@ -116,28 +121,34 @@ def train(
 
     profiling = False
     batches = iter(feed)
-    for step in range(start + 1, steps + 1):
-        if cadence.profile_steps and step == max(cadence.profile_start, 1):
-            jax.profiler.start_trace(str(workdir / "profile"))
-            profiling = True
-        host, batch = next(batches)
-        state, values = step_fn(state, batch, scalars)
-        settle()
-        pending = (step, values)
-        if _due(step, cadence.images) or (cadence.images and step == start + 1):
-            _show_inputs(log, step, host, source_names)
-        if profiling and step + 1 >= max(cadence.profile_start, 1) + cadence.profile_steps:
+    with stopping.watch():
+        for step in range(start + 1, steps + 1):
+            if cadence.profile_steps and step == max(cadence.profile_start, 1):
+                jax.profiler.start_trace(str(workdir / "profile"))
+                profiling = True
+            host, batch = next(batches)
+            state, values = step_fn(state, batch, scalars)
             settle()
-            jax.profiler.stop_trace()
-            profiling = False
-        if evaluate is not None and (_due(step, cadence.evaluate) or step == steps):
-            settle()
-            with meter.paused():
-                log.write(step, evaluate(step, state))
-        if _due(step, cadence.checkpoint) or step == steps:
-            settle()
-            with meter.paused():
+            pending = (step, values)
+            if _due(step, cadence.images) or (cadence.images and step == start + 1):
+                _show_inputs(log, step, host, source_names)
+            if profiling and step + 1 >= max(cadence.profile_start, 1) + cadence.profile_steps:
+                settle()
+                jax.profiler.stop_trace()
+                profiling = False
+            if evaluate is not None and (_due(step, cadence.evaluate) or step == steps):
+                settle()
+                with meter.paused():
+                    log.write(step, evaluate(step, state))
+            if _due(step, cadence.checkpoint) or step == steps:
+                settle()
+                with meter.paused():
+                    checkpoints.save(step, state, dataclasses.asdict(progress))
+            if stop and step < steps:
+                settle()
                 checkpoints.save(step, state, dataclasses.asdict(progress))
+                checkpoints.wait()
+                raise stopping.Stopped(f"step {step} of {steps} is saved")
     settle()
     if profiling:
         jax.profiler.stop_trace()
