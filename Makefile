@@ -59,7 +59,13 @@ demo: $(STAMP)  ## Train and evaluate a small CLIP on the demo world (minutes on
 
 .PHONY: study
 study: $(STAMP)  ## The study of the README: every mix, every seed (over an hour on two cores)
-	$(PY) -m tools.study --parallel=2
+	$(PY) -m clipdg_jax.main --config=configs/sweep.py:study --config.parallel=2
+	$(PY) -m clipdg_jax.main --config=configs/report.py:study
+
+.PHONY: sweep
+sweep: $(STAMP)  ## Seven ratios with controls and three seeds, and their report (hours on two cores)
+	$(PY) -m clipdg_jax.main --config=configs/sweep.py --config.parallel=2
+	$(PY) -m clipdg_jax.main --config=configs/report.py
 
 .PHONY: domain-study
 domain-study: $(STAMP)  ## The study of domain classifiers: every method, five seeds, worse and fewer labels

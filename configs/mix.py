@@ -14,7 +14,7 @@ Presets:
   demo   a tiny CLIP on what configs/curate.py makes of the demo's pool, which it does when that
          is missing. 8 minutes on two cores, half of them for the data; 85 % natural, 68 %
          rendition.
-  study  the same on more data, for longer; `make study` runs all its cells. 10 minutes of one
+  study  the same on more data, for longer; `make study` runs the README's. 10 minutes of one
          core; 94 % natural, 96 % rendition.
   encoder  a tiny CLIP on the unsorted demo pool, for the domain classifiers to start from. A
          minute on two cores.

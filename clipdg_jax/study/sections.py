@@ -72,7 +72,7 @@ def _table_section(results: Mapping[str, Any]) -> Section:
 def accuracies(results: Mapping[str, Any]) -> Table:
     """A row for each group."""
     sets = list(results["groups"][0]["test_sets"])
-    head = ["trained on", "seeds", *DOMAINS, *(name.partition("/")[2] for name in sets)]
+    head = ["trained on", "seeds", *DOMAINS, *(_column(name, sets[0]) for name in sets)]
     rows = []
     for group in results["groups"]:
         row = [group["label"], str(len(group["seeds"]))]
@@ -84,6 +84,12 @@ def accuracies(results: Mapping[str, Any]) -> Table:
             row.append(f"{100 * one['top1']:.1f}{spread}")
         rows.append(row)
     return head, rows
+
+
+def _column(test_set: str, first: str) -> str:
+    """Its name, with the suite where that is not the one compared on."""
+    suite, _, name = test_set.partition("/")
+    return name if suite == first.partition("/")[0] else f"{name} ({suite})"
 
 
 def _relative(results: Mapping[str, Any]) -> Table:

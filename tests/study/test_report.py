@@ -183,15 +183,15 @@ def test_what_is_missing_is_said_and_the_rest_is_reported(tmp_path, capsys):
     (unfinished / "results.json").unlink()
     job.run(config(f"{sweep},{unfinished}"), tmp_path / "report")
     found = json.loads((tmp_path / "report" / "results.json").read_text())
-    assert list(found["left_out"]) == [unfinished.name]
+    assert list(found["left_out"]) == [str(unfinished)]
     assert "0 mixes match config.baselines='pool=*': 0 points" in found["robustness"]["refused"]
     assert "3 mixes are too few for the law" in found["law"]["refused"]
     assert not found["paired_images"]
     assert len(found["curves"]) == 1
     text = (tmp_path / "report" / "report.html").read_text()
-    assert f"<li>{unfinished.name}: is not finished" in text
+    assert f"<li>{unfinished}: is not finished" in text
     assert "Left out: 0 mixes match" in text
-    assert f"left out: {unfinished.name}: is not finished" in capsys.readouterr().out
+    assert f"left out: {unfinished}: is not finished" in capsys.readouterr().out
 
 
 def test_other_models_are_baselines_too(tmp_path, sweep):

@@ -26,7 +26,8 @@ with open(workdir / "starts", "a") as file:
 def done():
     (workdir / "results.json").write_text(json.dumps({"zero_shot": {}}))
 def until(path):
-    while not pathlib.Path(path).exists():
+    deadline = time.monotonic() + 300
+    while not pathlib.Path(path).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
 """
 
@@ -154,9 +155,11 @@ def test_two_processes_share_the_cells_and_run_none_twice(tmp_path):
 def test_what_another_process_leaves_when_it_is_killed_is_taken_over(tmp_path):
     codes = {"a": "until(workdir.parent / 'go'); done()"}
     other = other_process(tmp_path, codes)
-    wait_for(tmp_path / "a" / "starts")
-    other.kill()
-    other.communicate()
+    try:
+        wait_for(tmp_path / "a" / "starts")
+    finally:
+        other.kill()
+        other.communicate()
     (tmp_path / "go").touch()
     sweep = Sweep(tmp_path, **codes)
     assert sweep.runner.run() == {}
