@@ -12,14 +12,15 @@ data/random-natural (random records of the pool), which `curate` writes.
 
     in order            hours  what it needs, and what the paper found
     dedup                   -  the pool's tars, data/laion; some 200 M of 400 M records are left
-    classifier            0.5  labels.sqlite: 13 000 labels to train, 3 000 + 3 000 others; its
+    classifier            0.1  labels.sqlite: 13 000 labels to train, 3 000 + 3 000 others; its
                                thresholds are set for a precision of 98 %
     curate                  -  dedup, classifier; natural 57 M, rendition 16 M
     evaluate                -  the checkpoints of one run, every one of them
-    imagenet             82.6  a ViT-B/16 in checkpoints/ViT-B-16; OpenAI's, as published: zero-shot
-                               68.3 % on ImageNet and 58.4 % on five shifts, full fine-tuning 80.7
-                               and 52.8, WiSE-FT 81.7 and 63.0
-    domainnet             7.8  the same; zero-shot 82.5 % real, 58.3 % on four others
+    imagenet              8.8  every method, a training for each coefficient; a ViT-B/16 in
+                               checkpoints/ViT-B-16. As published, of OpenAI's: zero-shot 68.3 %
+                               on ImageNet and 58.4 % on five shifts, full fine-tuning 80.7 and
+                               52.8, WiSE-FT 81.7 and 63.0
+    domainnet             0.8  the same; zero-shot 82.5 % real, 58.3 % on four others
 
     pre-training                     hours
     natural=57M                       22.5

@@ -7,6 +7,8 @@ import pytest
 
 from clipdg_jax import jobs
 from clipdg_jax.jobs import inputs, pretrain
+from clipdg_jax.models import config as model_config
+from clipdg_jax.models import flops
 from clipdg_jax.training import dry_run
 from tests.jobs import small_runs
 
@@ -122,3 +124,35 @@ def test_every_run_of_the_paper_is_there_once():
     assert totals == {57: 4, 45: 2, 30: 4, 16: 11, 8: 5}
     sweep = small_runs.load_config("sweep").get_config("paper")
     assert [cell.partition(":")[2] for cell in sweep.cells] == list(PAPER.PRETRAININGS)
+
+
+def _hours(preset: str) -> float:
+    (hours,) = re.findall(rf"^    {preset} +([\d.]+)  ", PAPER.__doc__, re.MULTILINE)
+    return float(hours)
+
+
+def test_the_classifiers_hours_are_those_of_its_training():
+    config = PAPER.get_config("classifier")
+    model = model_config.from_config({**config.encoder.model.to_dict(), "dtype": config.dtype})
+    seen = 13_000 // config.finetune.batch_size * config.finetune.batch_size
+    operations = 3 * flops.forward_flops_image(model) * seen * config.finetune.epochs
+    assert _hours("classifier") == round(dry_run.hours(operations, "A100", 8), 1)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("preset", ["imagenet", "domainnet"])
+def test_the_hours_of_fine_tuning_are_those_of_every_training(preset, capsys, tmp_path):
+    config = PAPER.get_config(preset)
+    config.dry_run = True
+    jobs.module(config).run(config, tmp_path)
+    blocks = capsys.readouterr().out.split("\n\n")
+    total, seen = 0.0, set()
+    for block in blocks:
+        told = re.match(r"\S+: (\S+) on .* images, (\d+) training", block)
+        # What is only interpolated shares its training with another.
+        if told and told[1] not in seen:
+            seen.add(told[1])
+            (size, prefix) = re.search(r"FLOPs of the run +([\d.,]+) (.)FLOP", block).groups()
+            operations = float(size.replace(",", "")) * {"E": 1e18, "P": 1e15}[prefix]
+            total += int(told[2]) * dry_run.hours(operations, "A100", 8)
+    assert _hours(preset) == round(total, 1)

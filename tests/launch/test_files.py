@@ -95,7 +95,7 @@ def test_an_array_task_takes_its_line(commands, tmp_path):
             **given,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert commands.calls()[-1][5:] == [*expected, "--config.log_every=9"]
+        assert commands.calls()[-1][6:] == [*expected, "--config.log_every=9"]
     beyond = run("slurm.sh", commands=commands, SLURM_ARRAY_TASK_ID="2", **given)
     assert (beyond.returncode, beyond.stderr.count("\n")) == (2, 1)
     assert "has no line 3" in beyond.stderr
