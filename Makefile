@@ -62,7 +62,13 @@ demo: $(STAMP)  ## Train and evaluate a small CLIP on the demo world (minutes on
 
 .PHONY: study
 study: $(STAMP)  ## The study of the README: every mix, every seed (over an hour on two cores)
-	$(PY) -m tools.study --parallel=2
+	$(PY) -m clipdg_jax.main --config=configs/sweep.py:study --config.parallel=2
+	$(PY) -m clipdg_jax.main --config=configs/report.py:study
+
+.PHONY: sweep
+sweep: $(STAMP)  ## Seven ratios with controls and three seeds, and their report (hours on two cores)
+	$(PY) -m clipdg_jax.main --config=configs/sweep.py --config.parallel=2
+	$(PY) -m clipdg_jax.main --config=configs/report.py
 
 .PHONY: domain-study
 domain-study: $(STAMP)  ## The study of domain classifiers: every method, five seeds, worse and fewer labels
@@ -86,6 +92,12 @@ test: lint $(BROWSER)  ## Lint, types and the tests (eleven minutes on two cores
 .PHONY: test-full
 test-full: lint $(BROWSER)  ## Also the slow tests: kill campaigns, several seeds, full-size parity
 	$(PYTEST) -m "not gpu"
+
+# `make bench PEERS=1` runs open_clip beside us, in an environment of its own.
+PEERS ?=
+.PHONY: bench
+bench: $(STAMP) $(if $(PEERS),$(PARITY))  ## How fast it is, in five minutes; PEERS=1: beside open_clip
+	$(PY) -m tools.bench $(if $(PEERS),--peer_python=$(CURDIR)/.venv-parity/bin/python)
 
 .PHONY: bench-loader
 bench-loader: $(STAMP)  ## Loader throughput on this machine

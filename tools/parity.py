@@ -1,12 +1,15 @@
-"""Compares with open_clip, live: towers at full size, gradients, training, tokens, images, heads.
+"""Compares with open_clip, live: towers at full size, gradients, training, data, heads.
 
     make parity
-    .venv-parity/bin/python -m tools.parity --only=tokens,transform
+    .venv-parity/bin/python -m tools.parity --only=tokens,ViT-B-32
+    .venv-parity/bin/python -m tools.parity --only=export --checkpoint=runs/mine --suites=demo
 
 Weights are random, of open_clip's own initialisation and then moved, so that no bias is 0 and no
 gain 1. They reach our model through `clipdg_jax.interop`, so that what `convert_openclip` does is
 what is compared. A line for each comparison gives what was measured and its limit; the exit status
-is 1 where one is over. ViT-L-14 needs 10 GB of memory.
+is 1 where one is over. ViT-L-14 needs 10 GB of memory. `export` exports a checkpoint and compares
+the two libraries' answers for every image of suites: a small random one on a small demo world,
+unless another is named.
 """
 
 from __future__ import annotations
@@ -16,25 +19,27 @@ import functools
 import io
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from absl import app, flags
+from absl import flags
 from open_clip_train.scheduler import cosine_lr
 from PIL import Image
+from timm.data import ImageNetInfo
 
-from clipdg_jax.data import images, resize, tokenizer
+from clipdg_jax.data import imagenet, images, resize, tokenizer
+from clipdg_jax.errors import UserError
 from clipdg_jax.evaluation import predictions, prompts
 from clipdg_jax.interop import architectures, state_dicts
 from clipdg_jax.models import config as config_lib
 from clipdg_jax.models import model as model_lib
 from clipdg_jax.training import losses, optimizer, sharding
 from clipdg_jax.training import step as step_lib
-from tools import parity_inputs
+from tools import cli, parity_export, parity_findings, parity_inputs
+from tools.parity_findings import Finding
 from tools.reference import open_clip, torch
 
 ARCHITECTURES = ("ViT-B-32", "ViT-B-32-quickgelu", "ViT-B-16", "ViT-L-14")
@@ -49,20 +54,6 @@ OPTIM = {
 }
 STEPS = 10
 _MEAN, _STD = torch.tensor(config_lib.MEAN), torch.tensor(config_lib.STD)
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One comparison: `measured` may be at most `limit`."""
-
-    what: str
-    measured: float
-    limit: float
-    note: str = ""
-
-    @property
-    def holds(self) -> bool:
-        return bool(self.measured <= self.limit)  # a NaN does not hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +226,20 @@ def tokens() -> Iterator[Finding]:
     yield Finding(f"tokens, captions of {len(captions):,} that differ", different, 0)
 
 
+def classes() -> Iterator[Finding]:
+    """ImageNet's classes, their names and OpenAI's prompts, as the packages have them."""
+    ids, names = imagenet.wordnet_ids(), imagenet.names()
+    ours = [(identity, names[identity]) for identity in ids]
+    theirs = list(zip(ImageNetInfo("imagenet-1k").label_names(), open_clip.IMAGENET_CLASSNAMES))
+    wrong = sum(a != b for a, b in zip(ours, theirs, strict=True))
+    twice = len(ours) - len(set(names.values()))
+    yield Finding(f"classes of {len(ours)} that differ", wrong, 0, f"{twice} names occur twice")
+    filled = [template.replace("{}", "cat") for template in imagenet.templates()]
+    want = [template("cat") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    wrong = sum(a != b for a, b in zip(filled, want, strict=True))
+    yield Finding(f"prompts of {len(want)} that differ", wrong, 0)
+
+
 def transform() -> Iterator[Finding]:
     """Evaluation crops and training crops of image files of all kinds, in levels of 255."""
     theirs = open_clip.image_transform(224, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))
@@ -291,11 +296,22 @@ def head() -> Iterator[Finding]:
     yield Finding("zero-shot answers that differ", int((answers != logits.argmax(1)).sum()), 0)
 
 
+def export() -> Iterator[Finding]:
+    """Answers of an exported checkpoint, image by image: the flags', or one made here."""
+    values = flags.FLAGS
+    if not values.checkpoint:
+        return parity_export.made_here()
+    names = [name for name in values.suites.split(",") if name]
+    return parity_export.compare(values.checkpoint, names, values.data_root)
+
+
 COMPARISONS: dict[str, Callable[[], Iterator[Finding]]] = {
     "tokens": tokens,
+    "classes": classes,
     "transform": transform,
     "initialisation": initialisation,
     "head": head,
+    "export": export,
     "training": training,
     **{name: functools.partial(towers, name) for name in ARCHITECTURES},
 }
@@ -304,25 +320,19 @@ COMPARISONS: dict[str, Callable[[], Iterator[Finding]]] = {
 def main(argv: Sequence[str]) -> None:
     """Runs the comparisons and prints a line for each finding."""
     del argv
-    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that weights are random.
     chosen = [part for part in flags.FLAGS.only.split(",") if part] or list(COMPARISONS)
     unknown = [part for part in chosen if part not in COMPARISONS]
     if unknown:
-        raise SystemExit(f"--only: no {unknown[0]!r}; there are {', '.join(COMPARISONS)}")
+        raise UserError(f"--only: no {unknown[0]!r}; there are {', '.join(COMPARISONS)}")
     print(f"open_clip {open_clip.__version__}, torch {torch.__version__}, jax {jax.__version__}")
-    over = 0
-    for part in chosen:
-        start = time.perf_counter()
-        for finding in COMPARISONS[part]():
-            over += not finding.holds
-            mark = "ok  " if finding.holds else "OVER"
-            note = f"  ({finding.note})" if finding.note else ""
-            line = f"{mark} {finding.what:<58} {finding.measured:.3g}, limit {finding.limit:g}"
-            print(f"{line}{note}", flush=True)
-        print(f"     {part}: {time.perf_counter() - start:.0f} s", flush=True)
+    over = sum(parity_findings.report(part, COMPARISONS[part]) for part in chosen)
     sys.exit(1 if over else 0)
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("only", "", "Comparisons by commas; all by default.")
-    app.run(main)
+    flags.DEFINE_string("checkpoint", "", "For export: a run of ours, or a converted one.")
+    flags.DEFINE_string("suites", "demo,demo_heldout", "For export, with --checkpoint.")
+    flags.DEFINE_string("data_root", "data/demo", "For export, with --checkpoint.")
+    cli.run(main)

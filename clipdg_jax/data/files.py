@@ -114,10 +114,11 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def lock(path: Path, wait: bool = False) -> Iterator[None]:
+def lock(path: Path, wait: bool = False) -> Iterator[int]:
     """Holds an exclusive lock on the file `path`, which is created if need be and stays.
 
-    The system drops the lock when the holder dies, however it dies.
+    The system drops the lock when the holder dies, however it dies. Yields the file's descriptor:
+    a child process that is handed it holds the lock too.
 
     Args:
         path: the lock file.
@@ -149,5 +150,5 @@ def lock(path: Path, wait: bool = False) -> Iterator[None]:
             except FileNotFoundError:
                 same = False
             if same:
-                yield
+                yield file.fileno()
                 return

@@ -10,6 +10,7 @@ import functools
 import gc
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -106,6 +107,9 @@ def _start_worker(parent: int, index: int, count: int) -> None:
     import cv2  # Its threads would compete with those of the other workers.
 
     cv2.setNumThreads(0)
+    # A scheduler sends it to all processes of a run. The parent decides what follows, and needs
+    # batches until then; it ends its workers by SIGKILL.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

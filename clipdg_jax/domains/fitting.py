@@ -106,7 +106,7 @@ def fit(
             log=log,
             checkpoints=saved,
             scalars={},
-            flops_per_example=plan.flops_per_example,
+            step_flops=lambda _: plan.flops_per_example * plan.config.batch_size,
             source_names=[train.as_source().name],
             evaluate=selection,
             workdir=context.workdir,

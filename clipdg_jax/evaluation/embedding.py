@@ -15,9 +15,10 @@ import tqdm
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float32, Int32
 
-from clipdg_jax.data import loader, resolve
+from clipdg_jax.data import loader, packing, resolve
 from clipdg_jax.errors import UserError
 from clipdg_jax.evaluation import predictions, suites
+from clipdg_jax.models import text as text_lib
 from clipdg_jax.training import sharding
 
 # (embeddings [n, ...], labels [n], evaluated classes [c]) -> as `predictions.score`.
@@ -85,27 +86,55 @@ def embed_images(
 
 
 def embed_prompts(
-    encode: Callable[[Array], Array],
+    encode: Callable[[Array, text_lib.Packing], Array],
     tokens: Int32[np.ndarray, "prompts n"],
     mesh: jax.sharding.Mesh,
     batch_size: int,
 ) -> Float32[np.ndarray, "prompts e"]:
-    """Embeds all prompts, on every process.
+    """Embeds all prompts, on every process, several in each row of tokens.
 
     Args:
-      encode: int32 [b, n] -> float32 [b, e], whole on every device.
+      encode: (int32 [rows, slots], where the prompts lie in them) -> float32 [b, e], whole on
+        every device.
+      batch_size: rows that go through the tower at a time, about.
     """
-    rows = sharding.batch_sharding(mesh)
-    size = min(batch_size, round_up(len(tokens), mesh))
-    parts = []
-    for start in range(0, len(tokens), size):
-        batch = tokens[start : start + size]
-        padded = np.zeros((size, tokens.shape[1]), np.int32)
-        padded[: len(batch)] = batch
+    order, parts = pack_prompts(tokens, mesh.size, batch_size)
+    by_rows = sharding.batch_sharding(mesh)
+
+    def put(array: np.ndarray) -> Array:
         # Every process holds all prompts and hands its devices their rows.
-        on_devices = jax.make_array_from_callback(padded.shape, rows, padded.__getitem__)
-        parts.append(encode(on_devices)[: len(batch)])
-    return np.concatenate([np.asarray(part, np.float32) for part in parts])
+        return jax.make_array_from_callback(array.shape, by_rows, array.__getitem__)
+
+    found = [
+        encode(put(part["tokens"]), text_lib.Packing(put(part["positions"]), put(part["ends"])))
+        for part in parts
+    ]
+    features = np.concatenate([np.asarray(part, np.float32) for part in found])
+    return features[np.argsort(order)][: len(tokens)]
+
+
+def pack_prompts(
+    tokens: Int32[np.ndarray, "prompts n"], devices: int, batch_size: int
+) -> tuple[np.ndarray, list[packing.Packed]]:
+    """Prompts in batches of one shape, packed, each device's rows apart.
+
+    Returns:
+      Which prompt each feature is of, in their order; those from `prompts` on are padding. And
+      the batches, as `packing.pack` gives them.
+    """
+    columns = packing.columns(tokens.shape[1])
+    slots = int((tokens.argmax(axis=1) + 1).sum())
+    steps = math.ceil(slots / (columns * batch_size))
+    groups = steps * devices
+    captions = math.ceil(len(tokens) / groups)
+    # Neighbours, which are alike in length, are spread over the groups. Padding is one token.
+    order = np.arange(groups * captions).reshape(captions, groups).T.reshape(-1)
+    padded = np.zeros((len(order), tokens.shape[1]), np.int32)
+    padded[: len(tokens)] = tokens
+    layout = packing.Layout(groups, captions, columns, tuple(range(1, captions + 1)))
+    packed = packing.pack(padded[order], layout)
+    parts = {name: np.split(array, steps) for name, array in packed.items()}
+    return order, [{name: parts[name][step] for name in parts} for step in range(steps)]
 
 
 def answer(

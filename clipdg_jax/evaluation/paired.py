@@ -69,7 +69,7 @@ def compare(first: str | pathlib.Path, second: str | pathlib.Path) -> list[Compa
       UserError: a file cannot be read; they share no test set; they do not hold the same images of
         one, with the same labels.
     """
-    one, other = dict(_read(first)), dict(_read(second))
+    one, other = dict(read(first)), dict(read(second))
     shared = [name for name in one if name in other]
     if not shared:
         raise UserError(
@@ -92,7 +92,7 @@ def compare(first: str | pathlib.Path, second: str | pathlib.Path) -> list[Compa
     return found
 
 
-def _read(path: str | pathlib.Path) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
+def read(path: str | pathlib.Path) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
     """(suite/test set, (keys, class names of the labels, correct)) of a file of predictions."""
     columns = ["suite", "test_set", "key", "label_class", "correct"]
     try:

@@ -117,6 +117,20 @@ class Evaluator:
         return embedding.answer(rows, test_set, score, name)
 
 
+def record_keys(
+    suite_list: Sequence[suites.Suite],
+    answers: Mapping[str, Mapping[str, predictions.Predictions]],
+) -> dict[tuple[str, str], list[str]]:
+    """(suite, test set) -> the keys of the records that were answered, which it reads."""
+    return {
+        (suite.name, test_set.name): [
+            test_set.source.record(i).key for i in answers[suite.name][test_set.name].index.tolist()
+        ]
+        for suite in suite_list
+        for test_set in suite.test_sets
+    }
+
+
 def measure(answers: Mapping[str, Mapping[str, predictions.Predictions]]) -> Results:
     """{suite: {test set: measures}} of what `Evaluator.predict` returned."""
     return {

@@ -91,7 +91,7 @@ def fit(
                 log=log,
                 checkpoints=saved,
                 scalars=scalars,
-                flops_per_example=plan.flops_per_example,
+                step_flops=lambda _: plan.flops_per_example * plan.batch_size,
                 source_names=[source.name for source in sources],
                 evaluate=None,
                 workdir=directory,

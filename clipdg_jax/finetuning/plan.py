@@ -197,7 +197,7 @@ class Plan:
         return self.combination.reparam.effective(own, scalars)
 
     @property
-    def flops_per_example(self) -> int:
+    def flops_per_example(self) -> float:
         """Forward and backward, of a labelled row and what is replayed with it.
 
         The backward pass counts twice the forward one, also where it ends at a frozen layer.

@@ -230,11 +230,11 @@ def beside(weights: pathlib.Path, form: str) -> tuple[config_lib.ClipConfig, str
     path = weights.parent / name
     if not path.is_file():
         return None
-    document = _read(path)
+    document = read_json(path)
     if form == "open_clip":
         return from_open_clip(document, str(path)), str(path)
     other = weights.parent / PREPROCESSOR_FILE
-    preprocessor = _read(other) if other.is_file() else {}
+    preprocessor = read_json(other) if other.is_file() else {}
     return from_hugging_face(document, preprocessor, str(path)), str(path)
 
 
@@ -246,7 +246,8 @@ def _exportable(config: config_lib.ClipConfig, form: str) -> None:
         )
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file; UserError where it is damaged or not there."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -28,6 +28,7 @@ from clipdg_jax.training import checkpoints
 
 # What an export of ours notes in a safetensors file: the architecture, as JSON.
 NOTE = "clipdg_jax.architecture"
+_INDEX_SUFFIX = ".index.json"
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _WIDTHS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _WIDTHS |= {"I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
@@ -35,9 +36,10 @@ _WIDTHS |= {"I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A state dict as it was read: tensors by foreign name, its format, and a note of ours."""
+    """A state dict as it was read: its files, tensors by foreign name, format, a note of ours."""
 
     path: pathlib.Path
+    parts: tuple[pathlib.Path, ...]
     state: Mapping[str, np.ndarray]
     form: str
     note: Mapping[str, Any] | None
@@ -64,28 +66,19 @@ def read_weights(path: str | pathlib.Path) -> Weights:
     """Reads safetensors, or a file of torch.save without running what it holds.
 
     A training checkpoint of open_clip's gives its `state_dict`; the `module.` that data-parallel
-    training puts before each name is dropped.
+    training puts before each name is dropped. Weights that Hugging Face has cut into several files
+    are read by their index, such as `model.safetensors.index.json`.
 
     Raises:
       UserError: there is no such file, it is damaged, or it holds no CLIP.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; give the path of the weights")
-    note = None
-    if path.suffix in _TORCH_SUFFIXES:
-        found = torch_file.read(path)
-        if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-            found = found["state_dict"]
-        if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-            raise UserError(f"{path}: holds no state_dict; save the model's state_dict")
-        state = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
-    elif path.suffix == ".safetensors":
-        state, note = _read_safetensors(path)
+    if path.name.endswith(_INDEX_SUFFIX):
+        state, parts = _read_parts(path)
+        note = None
     else:
-        raise UserError(
-            f"{path}: ends with none of .safetensors, {', '.join(_TORCH_SUFFIXES)}; name it so"
-        )
+        state, note = _read_file(path)
+        parts = (path,)
     state = {name.removeprefix("module."): value for name, value in state.items()}
     form = leaves.recognise(state)
     if form is None:
@@ -94,7 +87,7 @@ def read_weights(path: str | pathlib.Path) -> Weights:
             "(open_clip) nor vision_model.embeddings.class_embedding (Hugging Face): only CLIP's "
             "ViT models are known"
         )
-    return Weights(path, state, form, note)
+    return Weights(path, parts, state, form, note)
 
 
 def to_ours(weights: Weights, model: str | None = None, activation: str | None = None) -> Converted:
@@ -129,11 +122,12 @@ def save_checkpoint(converted: Converted, weights: Weights, out: str | pathlib.P
       UserError: there are checkpoints in `out` already, or no space.
     """
     directory = pathlib.Path(out) / "checkpoints"
-    if directory.exists():
+    # Remains of a conversion that was killed are no checkpoint, and `Checkpoints` removes them.
+    if directory.exists() and not all(p.name.startswith("0.") for p in directory.iterdir()):
         raise UserError(f"{directory}: is there already; choose another --out, or remove it")
-    identity = {"converted": {"file": weights.path.name, "sha256": files.sha256(weights.path)}}
+    sums = {part.name: files.sha256(part) for part in weights.parts}
     kept = checkpoints.Checkpoints(
-        directory, identity=identity, architecture=converted.config.architecture
+        directory, identity={"converted": sums}, architecture=converted.config.architecture
     )
     params = jax.device_put(dict(converted.params))
     kept.save(0, {"params": params, "frozen": {}, "opt": (), "step": jnp.zeros((), jnp.int32)})
@@ -182,9 +176,11 @@ def export(
         }
         weights_file = "model.safetensors"
     out = pathlib.Path(out)
-    for name in (weights_file, *documents):
-        if (out / name).exists():
-            raise UserError(f"{out / name}: is there already; choose another --out, or remove it")
+    # The weights are written last: this model's configuration alone is what a kill has left.
+    for name, document in {weights_file: None, **documents}.items():
+        path = out / name
+        if path.exists() and (document is None or architectures.read_json(path) != document):
+            raise UserError(f"{path}: is there already; choose another --out, or remove it")
     files.make_directory(out)
     state = state_dicts.to_foreign(params, model, form)
     note = {"format": "pt", NOTE: json.dumps(config.architecture, sort_keys=True)}
@@ -193,6 +189,39 @@ def export(
     with files.whole(out / weights_file) as unfinished:
         safetensors.numpy.save_file(state, unfinished, note)
     return [str(out / name) for name in (*documents, weights_file)]
+
+
+def _read_file(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+    """The tensors of one file, and our own note if there is one."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; give the path of the weights")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix not in _TORCH_SUFFIXES:
+        raise UserError(
+            f"{path}: ends with none of .safetensors, {', '.join(_TORCH_SUFFIXES)}; name it so"
+        )
+    found = torch_file.read(path)
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise UserError(f"{path}: holds no state_dict; save the model's state_dict")
+    return {name: value for name, value in found.items() if isinstance(value, np.ndarray)}, None
+
+
+def _read_parts(path: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[pathlib.Path, ...]]:
+    """The tensors of the files beside an index, and these; what it names must be in them."""
+    where = architectures.read_json(path).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise UserError(f"{path}: has no weight_map from tensors to files; copy it again")
+    parts = tuple(path.parent / pathlib.PurePath(name).name for name in sorted({*where.values()}))
+    state: dict[str, np.ndarray] = {}
+    for part in parts:
+        state |= _read_file(part)[0]
+    absent = sorted(where.keys() - state.keys())
+    if absent:
+        raise UserError(f"{path}: {absent[0]} is in none of its files; copy them again")
+    return state, parts
 
 
 def _read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:

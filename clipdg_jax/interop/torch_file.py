@@ -90,6 +90,11 @@ def _read(archive: zipfile.ZipFile) -> Any:
     prefix = found[0].removesuffix("data.pkl")
     if f"{prefix}byteorder" in names and archive.read(f"{prefix}byteorder") != b"little":
         raise _Refused("was written on a big-endian machine; save it again on another")
+    if f"{prefix}constants.pkl" in names:
+        raise _Refused(
+            "is a TorchScript program, as OpenAI's own files are; load it with open_clip and save "
+            "its state_dict, as safetensors best"
+        )
     # torch compresses nothing: what is compressed can be larger than its file by any factor.
     if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
         raise _Refused("holds compressed members, which torch.save does not write")

@@ -7,7 +7,10 @@ import ml_collections
 
 from clipdg_jax import errors
 
-JOBS = ("pretrain", "evaluate", "classify", "dedup", "curate", "audit", "finetune")
+JOBS = (
+    *("pretrain", "evaluate", "classify", "dedup", "curate", "audit", "finetune"),
+    *("sweep", "report"),  # Of many runs.
+)
 
 
 def module(config: ml_collections.ConfigDict) -> ModuleType:

@@ -101,7 +101,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
         ("steps", ", ".join(str(step) for step in inputs.checkpoints)),
         ("parameters", f"{model.num_params():,}"),
         ("FLOPs per image", f"{flops.forward_flops_image(model.config) / 1e9:.3g} GFLOP"),
-        ("FLOPs per prompt", f"{flops.forward_flops_text(model.config) / 1e9:.3g} GFLOP"),
+        ("FLOPs per prompt", f"at most {flops.forward_flops_text(model.config) / 1e9:.3g} GFLOP"),
     ]
     for suite in inputs.suites:
         for test_set in suite.test_sets:
@@ -144,7 +144,7 @@ def _evaluate(
         del loaded  # Before the next one is read: the device may hold only one.
         steps[step] = zero_shot.measure(answers)
         if jax.process_index() == 0:
-            keys = keys or _keys(inputs.suites, answers)
+            keys = keys or zero_shot.record_keys(inputs.suites, answers)
             items = [(*name, answers[name[0]][name[1]], keys[name]) for name in keys]
             path = claimed.path / f"predictions-{step}.parquet"
             predictions.write(path, items, checkpoint=config.checkpoint, step=str(step))
@@ -152,20 +152,6 @@ def _evaluate(
         if len(inputs.checkpoints) > 1:
             _say(f"step {step}: {_means(steps[step])}")
     return dict(sorted(steps.items()))
-
-
-def _keys(
-    suite_list: Sequence[suites.Suite],
-    answers: Mapping[str, Mapping[str, predictions.Predictions]],
-) -> dict[tuple[str, str], list[str]]:
-    """(suite, test set) -> the keys of the records that were answered."""
-    return {
-        (suite.name, test_set.name): [
-            test_set.source.record(i).key for i in answers[suite.name][test_set.name].index.tolist()
-        ]
-        for suite in suite_list
-        for test_set in suite.test_sets
-    }
 
 
 def _means(results: zero_shot.Results) -> str:

@@ -5,12 +5,15 @@ A config names them in `inputs`, as `--config` takes them, in the order in which
 is complete is not run again; they may have inputs of their own.
 """
 
-import importlib.util
 import pathlib
 import re
+import traceback
+from collections.abc import Sequence
 
 import jax
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
 from clipdg_jax import errors, jobs
 from clipdg_jax.data import files
@@ -65,20 +68,50 @@ def ensure(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             jobs.module(own).run(own, place)
 
 
-def load(given: str) -> ml_collections.ConfigDict:
-    """The config that `<file>[:<argument>]` names, locked. Raises UserError where there is none."""
-    path, _, argument = given.partition(":")
-    spec = importlib.util.spec_from_file_location("_config", path)
-    if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
+def load(given: str, fields: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """The config that a command line gives, locked.
+
+    Args:
+      given: what --config is given, `<file>[:<argument>]`.
+      fields: "field=value", set as by --config.field=value; the last one of a field counts.
+
+    Raises:
+      errors.UserError: there is no such config, argument or field.
+    """
+    path, _, _ = given.partition(":")
+    if not pathlib.Path(path).is_file():
         raise errors.UserError(
-            f"config.inputs: {path} is no config file; run from the directory that holds configs/"
+            f"--config={given}: {path} is no config file; run from the directory with configs/"
         )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    argv = ["", f"--config={given}", *(f"--config.{field}" for field in fields)]
+    own = flags.FlagValues()  # Not the process's: its command line is another one.
     try:
-        return module.get_config(argument or None).lock()
-    except ValueError as error:
-        raise errors.UserError(f"config.inputs: {given}: {error}") from error
+        config_flags.DEFINE_config_file("config", flag_values=own, sys_argv=argv)
+        own(argv)
+        return own["config"].value
+    except errors.UserError:
+        raise
+    except Exception as error:  # A config file is anyone's code.
+        raise errors.UserError(f"--config={given}: {explain(error, argv)}") from error
+
+
+def explain(error: Exception, argv: Sequence[str]) -> str:
+    """One line for an error of flag parsing or of a config file."""
+    text = str(error).strip() or type(error).__name__
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    if isinstance(error, AttributeError | KeyError) and "ml_collections" in frame.filename:
+        name = re.findall(r"\w+", text)[0]
+        flag = next((a.partition("=")[0] for a in argv if name in a), name).lstrip("-")
+        close = re.search(r'Did you mean "(\w+)"', text)
+        hint = f"did you mean {flag.replace(name, close[1])}?" if close else "see its docstring"
+        return f"{flag}: the config has no such field; {hint}"
+    lines = text.splitlines()
+    if "config file" in lines[0]:  # What follows is a traceback; its end is the error.
+        lines = [re.sub(r"^\w*(Error|Exception): |\[Errno \d+\] ", "", lines[-1].strip())]
+    elif isinstance(error, AttributeError | KeyError | ImportError):
+        # Of a library, or of the code of a config file.
+        lines = [f"{lines[0]}, in {frame.filename}:{frame.lineno}"]
+    return f"flags: {lines[0]}; see --help and the docstring of the config file"
 
 
 def _complete(directory: pathlib.Path) -> bool:

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,14 +13,14 @@ import ml_collections
 import numpy as np
 import optax
 
-from clipdg_jax import errors
-from clipdg_jax.data import demo, loader, mixture, resolve, tokenizer
-from clipdg_jax.evaluation import plots, suites, tables, zero_shot
+from clipdg_jax import errors, stopping
+from clipdg_jax.data import demo, loader, mixture, packing, resolve, tokenizer
+from clipdg_jax.evaluation import plots, predictions, suites, tables, zero_shot
 from clipdg_jax.models import config as model_config
 from clipdg_jax.models import flops
 from clipdg_jax.models import model as model_lib
-from clipdg_jax.training import checkpoints as checkpoints_lib
 from clipdg_jax.training import (
+    agreement,
     checksums,
     dry_run,
     feed,
@@ -31,6 +32,7 @@ from clipdg_jax.training import (
     step,
     workdir,
 )
+from clipdg_jax.training import checkpoints as checkpoints_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Plan:
     tx: optax.GradientTransformation
     objective: losses.Objective
     abstract: step.State
+    layout: packing.Layout | None  # Of the captions; None: each has a row.
 
     @property
     def rng(self) -> jax.Array:
@@ -82,11 +85,24 @@ def plan(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
     model = model_lib.Model(model_config.from_config(architecture))
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     sharding.check_batch_size(config.batch_size, mesh)
+    parts = mesh.size * config.accumulate
+    if config.accumulate < 1 or config.batch_size % parts:
+        raise errors.UserError(
+            f"config.accumulate: {config.accumulate} parts on {mesh.size} devices do not divide "
+            f"the batch size {config.batch_size}; give 1, or a divisor"
+        )
+    layout = None
+    if config.data.pack_rows:
+        context = model.config.text.context_length
+        layout = packing.layout(config.batch_size, parts, context, config.data.pack_rows)
     mix = mixture.parse_mix(config.data.mix)
     steps = length(config, mix)
     tx = optimizer.make_optimizer(config.optim, steps)
     rng = jax.random.key(config.seed)
     init = losses.wrap_init(model.init, config.loss)
+    objective = losses.contrastive_objective(
+        model, config.loss, accumulate=config.accumulate, shards=mesh.size
+    )
     return Plan(
         config=config,
         model=model,
@@ -94,8 +110,9 @@ def plan(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
         mix=mix,
         steps=steps,
         tx=tx,
-        objective=_with_record_checksum(losses.contrastive_objective(model, config.loss)),
+        objective=_with_batch_metrics(objective),
         abstract=step.abstract_state(init, rng, tx, mesh),
+        layout=layout,
     )
 
 
@@ -123,6 +140,13 @@ def length(config: ml_collections.ConfigDict, mix: mixture.Mix) -> int:
     return steps
 
 
+def operations(config: ml_collections.ConfigDict) -> int:
+    """FLOP of a whole run, in closed form (`models.flops`); touches no device."""
+    model = model_config.from_config({**config.model.to_dict(), "dtype": config.dtype})
+    steps = length(config, mixture.parse_mix(config.data.mix))
+    return flops.train_flops_per_pair(model) * config.batch_size * steps
+
+
 def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """Trains, evaluates and writes `results.json`; resumes what an earlier call began."""
     planned = plan(config)
@@ -144,19 +168,36 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 
 def describe(planned: Plan) -> str:
     """The dry run's report; needs no data."""
-    config, model = planned.config, planned.model.config
-    batch = abstract_batch(planned)
+    config = planned.config
+    shortest = None if planned.layout is None else planned.layout.sizes[0]
     return dry_run.report(
         name=config.model.name,
         state=planned.abstract,
         objective=planned.objective,
-        batch=batch,
+        batch=abstract_batch(planned),
         scalars={},
         mesh=planned.mesh,
         batch_size=config.batch_size,
         steps=planned.steps,
-        flops_per_example=flops.train_flops_per_pair(model),
+        flops_per_example=step_flops(planned, abstract_batch(planned, shortest))
+        / config.batch_size,
+        captions=_captions(planned.layout),
     )
+
+
+def _captions(layout: packing.Layout | None) -> str:
+    """How captions lie in rows, for the dry run."""
+    if layout is None:
+        return "one per row"
+    sizes = ", ".join(f"{size / layout.captions:.2g}" for size in layout.sizes)
+    return f"packed, {sizes} rows of {layout.columns} tokens each; FLOPs are for the fewest"
+
+
+def step_flops(planned: Plan, batch: Mapping[str, Any]) -> float:
+    """Floating-point operations of a step on a batch of these shapes, forward and backward."""
+    rows, columns = batch["tokens"].shape
+    pairs = len(batch["valid"])
+    return pairs * flops.train_flops_per_pair(planned.model.config, columns, rows / pairs)
 
 
 def _train(
@@ -185,8 +226,12 @@ def _train(
             state, progress = planned.init(), loop.Progress()
         batches = _batches(planned, list(sources.values()), tokens, start)
         stack.callback(batches.close)
-        device_feed = feed.DeviceFeed(batches, planned.mesh, device_fields)
+        largest = agreement.Largest()
+        device_feed = feed.DeviceFeed(
+            batches, planned.mesh, lambda batch: device_batch(batch, planned.layout, largest)
+        )
         stack.callback(device_feed.close)
+        stack.callback(largest.close)
         log = metrics.MetricLog(claimed.path, start, planned.steps)
         stack.callback(log.close)
         evaluation = _Evaluation(planned, suite_list, tokens)
@@ -208,7 +253,7 @@ def _train(
             log=log,
             checkpoints=checkpoints,
             scalars={},
-            flops_per_example=flops.train_flops_per_pair(model.config),
+            step_flops=functools.partial(step_flops, planned),
             source_names=list(sources),
             evaluate=evaluation if suite_list else None,
             workdir=claimed.path,
@@ -226,16 +271,19 @@ def _train(
             "zero_shot": evaluation.last or {},
         }
     if jax.process_index() == 0:
+        evaluation.write_predictions(claimed.path, planned.steps)
         plots.training_summary(claimed.path, results)
     claimed.finish(results)
     _say(_table(results))
 
 
 class _Evaluation:
-    """The loop's hook: zero-shot accuracies as scalars; keeps the last full result."""
+    """The loop's hook: zero-shot accuracies as scalars; keeps the last full result and answers."""
 
     def __init__(self, planned: Plan, suite_list: Sequence[suites.Suite], tokens):
         self.last: zero_shot.Results | None = None
+        self._answers: dict[str, dict[str, predictions.Predictions]] = {}
+        self._suites = suite_list
         self._evaluator = zero_shot.Evaluator(
             planned.model,
             tokens,
@@ -247,8 +295,20 @@ class _Evaluation:
 
     def __call__(self, step_number: int, state: step.State) -> dict[str, float]:
         del step_number
-        self.last = self._evaluator(step.merged_params(state))
+        self._answers = self._evaluator.predict(step.merged_params(state))
+        self.last = zero_shot.measure(self._answers)
         return zero_shot.scalars(self.last)
+
+    def write_predictions(self, directory: pathlib.Path, step_number: int) -> None:
+        """Writes the last answers to `predictions-<step>.parquet`, as the job evaluate does."""
+        if not self._answers:
+            return
+        items = [
+            (*name, self._answers[name[0]][name[1]], keys)
+            for name, keys in zero_shot.record_keys(self._suites, self._answers).items()
+        ]
+        path = directory / f"predictions-{step_number}.parquet"
+        predictions.write(path, items, checkpoint=str(directory), step=str(step_number))
 
 
 def _batches(
@@ -279,39 +339,62 @@ def _batches(
 
 
 def device_fields(batch: feed.HostBatch) -> feed.HostBatch:
-    """What the step needs of a batch; `record` is a hash of each row's (source, index)."""
+    """What the step needs of a batch.
+
+    `record` is a hash of each row's (source, index), `stop` whether this process was asked to.
+    """
     multiplier = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio (Knuth 6.4).
     identity = batch["index"].astype(np.uint64) * multiplier + batch["source"].astype(np.uint64)
     record = (identity * multiplier >> np.uint64(40)).astype(np.uint32)
-    return {name: batch[name] for name in ("image", "tokens", "valid")} | {"record": record}
+    stop = np.full(len(record), stopping.asked())
+    kept = {name: batch[name] for name in ("image", "tokens", "valid")}
+    return kept | {"record": record, "stop": stop}
 
 
-def _with_record_checksum(objective: losses.Objective) -> losses.Objective:
-    """Adds to the metrics `records`, a checksum of which records a batch held.
+def device_batch(
+    batch: feed.HostBatch, layout: packing.Layout | None, agree: Callable[[int], int]
+) -> feed.HostBatch:
+    """`device_fields`, with the captions packed where there is a layout."""
+    fields = device_fields(batch)
+    return fields if layout is None else fields | packing.pack(batch["tokens"], layout, agree)
 
-    An exact integer below 2^24 that depends on the order of the rows, but not on the devices that
-    hold them: equal values in two runs' metrics mean the same batch.
+
+def _with_batch_metrics(objective: losses.Objective) -> losses.Objective:
+    """Adds to the metrics `stop` and `records`, a checksum of which records a batch held.
+
+    `stop` is 1 where any process was asked to: all of them learn it at the same step, with metrics
+    that they read anyway. The checksum is an exact integer below 2^24 that depends on the order of
+    the rows, but not on the devices that hold them: equal values in two runs' metrics mean the same
+    batch.
     """
 
     def wrapped(params, batch, scalars):
         loss, values = objective(params, batch, scalars)
         rows = jnp.arange(1, batch["record"].shape[0] + 1, dtype=jnp.uint32)
         checksum = jnp.sum(batch["record"] * (2 * rows - 1), dtype=jnp.uint32) % (1 << 24)
-        return loss, values | {"records": checksum}
+        return loss, values | {"records": checksum, "stop": jnp.any(batch["stop"])}
 
     return wrapped
 
 
-def abstract_batch(planned: Plan) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global batch, as the step takes it."""
-    size, model = planned.config.batch_size, planned.model.config
+def abstract_batch(planned: Plan, rows: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch, as the step takes it.
+
+    rows: of tokens in each group of packed captions; by default the most that there may be.
+    """
+    size, model, layout = planned.config.batch_size, planned.model.config, planned.layout
     side = model.vision.image_size
     shapes = {
         "image": ((size, side, side, 3), jnp.uint8),
         "tokens": ((size, model.text.context_length), jnp.int32),
         "valid": ((size,), jnp.bool_),
         "record": ((size,), jnp.uint32),
+        "stop": ((size,), jnp.bool_),
     }
+    if layout is not None:
+        slots = (layout.groups * (rows or layout.sizes[-1]), layout.columns)
+        shapes |= {"tokens": (slots, jnp.int32), "positions": (slots, jnp.int32)}
+        shapes["ends"] = ((layout.groups, layout.captions), jnp.int32)
     return {name: jax.ShapeDtypeStruct(*value) for name, value in shapes.items()}
 
 

@@ -20,9 +20,10 @@ ACTIVATIONS = ("gelu", "quick_gelu")
 DTYPES = ("float32", "bfloat16")
 POOLS = ("tok", "avg")
 REMATS = ("none", "full", "dots")
+ATTENTIONS = ("auto", "xla")
 
 # Fields that change how the model is computed, not which function it is.
-OPERATIONAL = ("dtype", "remat", "scan_layers")
+OPERATIONAL = ("dtype", "remat", "scan_layers", "attention")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,6 +87,8 @@ class ClipConfig:
     remat: what the backward pass recomputes: "none", "full" (each block from its input) or
         "dots" (each block, but the products of weight matrices are kept).
     scan_layers: compile one block and scan over the layers (faster to compile, same result).
+    attention: "auto" takes cuDNN's fused kernel, which keeps no attention weights in memory, where
+        it can: in bfloat16 on NVIDIA GPUs since Ampere. "xla" never does.
     """
 
     embed_dim: int = 512
@@ -98,6 +101,7 @@ class ClipConfig:
     dtype: str = "float32"
     remat: str = "none"
     scan_layers: bool = False
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         _check(self)
@@ -165,6 +169,7 @@ def _check(config: ClipConfig) -> None:
     one_of("activation", config.activation, ACTIVATIONS)
     one_of("dtype", config.dtype, DTYPES)
     one_of("remat", config.remat, REMATS)
+    one_of("attention", config.attention, ATTENTIONS)
     require(len(config.mean) == 3, "mean", f"{config.mean} is not one value for each of 3 channels")
     require(
         len(config.std) == 3 and min(config.std) > 0,

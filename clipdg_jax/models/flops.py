@@ -28,16 +28,26 @@ def forward_flops_image(config: config_lib.ClipConfig) -> int:
     return stem + patches + blocks + 2 * c.width * config.embed_dim
 
 
-def forward_flops_text(config: config_lib.ClipConfig, tokens: int | None = None) -> int:
-    """One caption of `tokens` columns (default: the whole context). ViT-B/32, 77: 5.96e9."""
+def forward_flops_text(
+    config: config_lib.ClipConfig, tokens: int | None = None, rows: float = 1
+) -> float:
+    """One caption. ViT-B/32, 77 tokens, a row for each: 5.96e9.
+
+    Args:
+      tokens: columns of a row, by default the whole context.
+      rows: per caption; less than 1 where captions share rows.
+    """
     c = config.text
     blocks = _transformer(tokens or c.context_length, c.width, c.layers, c.mlp_ratio)
-    return blocks + 2 * c.width * config.embed_dim
+    return rows * blocks + 2 * c.width * config.embed_dim
 
 
-def train_flops_per_pair(config: config_lib.ClipConfig, tokens: int | None = None) -> int:
+def train_flops_per_pair(
+    config: config_lib.ClipConfig, tokens: int | None = None, rows: float = 1
+) -> float:
     """Forward and backward of one pair: three times the forward pass. ViT-B/32, 77: 44.3e9.
 
-    What remat recomputes is not counted, nor is the loss, which depends on the batch.
+    What remat and accumulation recompute is not counted, nor is the loss, which depends on the
+    batch. tokens, rows: as for `forward_flops_text`.
     """
-    return 3 * (forward_flops_image(config) + forward_flops_text(config, tokens))
+    return 3 * (forward_flops_image(config) + forward_flops_text(config, tokens, rows))

@@ -8,12 +8,13 @@ names, so that the path of a parameter is its name in open_clip's state_dict.
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Activation = Callable[[Array], Array]
 EPS = 1e-5  # of torch's LayerNorm
@@ -117,35 +118,62 @@ class Attention(nnx.Module):
         self,
         width: int,
         heads: int,
-        causal: bool,
+        kernel: str,
         in_weight: Initializer,
         out_weight: Initializer,
     ):
         self.heads = heads
-        self.causal = causal
+        self.kernel = kernel
         self.in_proj_weight = param((width, 3 * width), in_weight)
         self.in_proj_bias = param((3 * width,), constant(0.0))
         self.out_proj = Linear(width, width, out_weight, constant(0.0))
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b n d"], seen: Bool[Array, "#b n n"] | None = None
+    ) -> Float[Array, "b n d"]:
         b, n, d = x.shape
         qkv = x @ self.in_proj_weight[...].astype(x.dtype)
         qkv = qkv + self.in_proj_bias[...].astype(x.dtype).reshape(1, 1, -1)
         q, k, v = jnp.unstack(qkv.reshape(b, n, 3, self.heads, d // self.heads), axis=2)
-        return self.out_proj(attend(q, k, v, self.causal).reshape(b, n, d))
+        return self.out_proj(attend(q, k, v, seen, self.kernel).reshape(b, n, d))
 
 
 def attend(
-    q: Float[Array, "b n h c"], k: Float[Array, "b n h c"], v: Float[Array, "b n h c"], causal: bool
+    q: Float[Array, "b n h c"],
+    k: Float[Array, "b n h c"],
+    v: Float[Array, "b n h c"],
+    seen: Bool[Array, "#b n n"] | None = None,
+    kernel: str = "auto",
 ) -> Float[Array, "b n h c"]:
-    """softmax(q k^T / sqrt(c)) v per head; `causal`: no token sees a later one."""
-    n, c = q.shape[1], q.shape[3]
-    logits = jnp.einsum("bqhc,bkhc->bhqk", q * c**-0.5, k, preferred_element_type=jnp.float32)
-    if causal:
-        seen = jnp.tri(n, dtype=bool).reshape(1, 1, n, n)
-        logits = jnp.where(seen, logits, -jnp.inf)
+    """softmax(q k^T / sqrt(c)) v per head.
+
+    seen: whether a query (second axis) sees a key (third axis); None: each sees all.
+    kernel: config.ClipConfig's `attention`.
+    """
+    if kernel == "auto" and _can_fuse(q, seen):
+        mask = None if seen is None else seen[:, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    logits = jnp.einsum(
+        "bqhc,bkhc->bhqk", q * q.shape[3] ** -0.5, k, preferred_element_type=jnp.float32
+    )
+    if seen is not None:
+        logits = jnp.where(seen[:, None], logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bhqk,bkhc->bqhc", weights, v)
+
+
+def _can_fuse(q: Float[Array, "b n h c"], seen: Bool[Array, "#b n n"] | None) -> bool:
+    """Whether cuDNN has a kernel for this, forward and backward."""
+    if jax.default_backend() != "gpu" or q.dtype != jnp.bfloat16:
+        return False
+    # Its backward pass is not known to add up in one order.
+    if "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", ""):
+        return False
+    device = jax.devices()[0]
+    if "nvidia" not in device.device_kind.lower() or float(device.compute_capability) < 8:
+        return False
+    _, n, _, width = q.shape
+    return width % 8 == 0 and width <= 128 and (seen is None or n % 2 == 0)
 
 
 class Mlp(nnx.Module):
@@ -177,8 +205,10 @@ class Block(nnx.Module):
         self.ln_2 = LayerNorm(width)
         self.mlp = mlp
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        x = x + self.attn(self.ln_1(x))
+    def __call__(
+        self, x: Float[Array, "b n d"], seen: Bool[Array, "#b n n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        x = x + self.attn(self.ln_1(x), seen)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -214,19 +244,24 @@ class Transformer(nnx.Module):
         self.remat = remat
         self.scan = scan
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b n d"], seen: Bool[Array, "#b n n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        """seen: as for `attend`, the same in every block."""
         # All blocks are built alike, so that the first one's structure serves for each.
         graph, _ = nnx.split(self.resblocks[0])
         states = [nnx.to_pure_dict(nnx.state(block)) for block in self.resblocks]
 
         def apply(x: Array, state: dict) -> Array:
-            return nnx.merge(graph, state)(x)
+            return nnx.merge(graph, state)(x, seen)
 
+        # Within a scan nothing can be merged with what is computed again.
+        checkpoint = functools.partial(jax.checkpoint, prevent_cse=not self.scan)
         if self.remat == "full":
-            apply = jax.checkpoint(apply)
+            apply = checkpoint(apply)
         elif self.remat == "dots":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            apply = jax.checkpoint(apply, policy=policy)
+            apply = checkpoint(apply, policy=policy)
 
         if self.scan:
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)

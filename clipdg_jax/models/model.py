@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from clipdg_jax.models import clip
 from clipdg_jax.models import config as config_lib
+from clipdg_jax.models import text as text_lib
 
 Params = dict[str, Array]
 
@@ -169,21 +170,34 @@ class Model:
         return [found[name].astype(jnp.float32) for name in names]
 
     def encode_text(
-        self, params: Params, tokens: Int[Array, "b n"], normalise: bool = True
+        self,
+        params: Params,
+        tokens: Int[Array, "r n"],
+        packing: text_lib.Packing | None = None,
+        normalise: bool = True,
     ) -> Float[Array, "b e"]:
         """float32 features of captions, of length 1 unless `normalise` is False.
 
-        tokens: SOT .. EOT and zeros, at most `context_length` columns; every row holds an EOT.
+        tokens: without `packing` a caption in each row, SOT .. EOT and zeros, at most
+            `context_length` columns; every row holds an EOT.
+        packing: where the captions lie in the rows, which are then of any length.
         """
         limit = self.config.text.context_length
-        if tokens.shape[1] > limit:
-            raise ValueError(f"captions have {tokens.shape[1]} tokens, the model takes {limit}")
-        features = self.module(params).text(tokens)
+        if packing is None:
+            if tokens.shape[1] > limit:
+                raise ValueError(f"captions have {tokens.shape[1]} tokens, the model takes {limit}")
+            packing = text_lib.one_per_row(tokens)
+        features = self.module(params).text(tokens, packing)
         return clip.normalise(features) if normalise else features.astype(jnp.float32)
 
     def __call__(
-        self, params: Params, image: Array, tokens: Int[Array, "b n"]
+        self,
+        params: Params,
+        image: Array,
+        tokens: Int[Array, "r n"],
+        packing: text_lib.Packing | None = None,
     ) -> tuple[Float[Array, "b e"], Float[Array, "b e"], Float[Array, ""]]:
         """Both features and the scale exp(logit_scale) by which the losses multiply the cosines."""
         scale = jnp.exp(params["logit_scale"])
-        return self.encode_image(params, image), self.encode_text(params, tokens), scale
+        text = self.encode_text(params, tokens, packing)
+        return self.encode_image(params, image), text, scale

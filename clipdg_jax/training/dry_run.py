@@ -9,6 +9,19 @@ from jax.sharding import Mesh
 
 from clipdg_jax.training import losses, memory, metrics, step
 
+# What hours are told for: arithmetic on an assumption, not a measurement.
+DEVICES, ASSUMED_MFU = ("A100", "H100", "TPU v5e"), 0.4
+
+
+def hours(operations: float, device: str, count: int = 1) -> float:
+    """Hours that `count` devices take for so many FLOP at `ASSUMED_MFU` of their bf16 peak.
+
+    Args:
+      operations: of the whole run, in FLOP.
+      device: one of `metrics.PEAK_FLOPS`.
+    """
+    return operations / (ASSUMED_MFU * metrics.PEAK_FLOPS[device] * count) / 3600
+
 
 def report(
     *,
@@ -20,7 +33,8 @@ def report(
     mesh: Mesh,
     batch_size: int,
     steps: int,
-    flops_per_example: int,
+    flops_per_example: float,
+    captions: str = "",
 ) -> str:
     """The dry run's report, as text.
 
@@ -34,6 +48,7 @@ def report(
       batch_size: global examples per step.
       steps: length of the run.
       flops_per_example: closed form, forward and backward.
+      captions: how they lie in rows; "" where there are none.
 
     State bytes are exact for the shardings. Activations are what the backward pass keeps from
     the forward pass (saved residuals), spread evenly over the devices; a compiler may keep less,
@@ -51,6 +66,7 @@ def report(
         ("batch size", f"{batch_size:,} ({batch_size // devices:,} per device)"),
         ("steps", f"{steps:,}"),
         ("examples", f"{steps * batch_size:,}"),
+        *([("captions", captions)] if captions else []),
         ("FLOPs per example", f"{_flop(flops_per_example)} (forward and backward)"),
         ("FLOPs per step", _flop(flops_per_example * batch_size)),
         ("FLOPs of the run", _flop(flops_per_example * batch_size * steps)),
@@ -58,11 +74,11 @@ def report(
         ("activations per device", f"{_gib(activations)} (saved residuals)"),
         ("memory per device", f"{_gib(state_bytes + activations)} and the compiler's scratch"),
     ]
-    for kind in ("A100", "H100", "TPU v5e"):
-        rate = 0.4 * metrics.PEAK_FLOPS[kind] * devices
-        hours = flops_per_example * batch_size * steps / rate / 3600
-        told = f"{hours:,.1f}" if hours >= 0.1 else "less than 0.1"
-        lines.append((f"hours on {devices} x {kind}", f"{told}, at an assumed MFU of 0.4"))
+    for kind in DEVICES:
+        time = hours(flops_per_example * batch_size * steps, kind, devices)
+        told = f"{time:,.1f}" if time >= 0.1 else "less than 0.1"
+        assumed = f"{told}, at an assumed MFU of {ASSUMED_MFU}"
+        lines.append((f"hours on {devices} x {kind}", assumed))
     width = max(len(key) for key, _ in lines)
     return "\n".join(f"{key:<{width}}  {value}" for key, value in lines)
 

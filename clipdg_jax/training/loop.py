@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clipdg_jax import errors
+from clipdg_jax import errors, stopping
 from clipdg_jax.training import checkpoints as checkpoints_lib
 from clipdg_jax.training import feed as feed_lib
 from clipdg_jax.training import metrics as metrics_lib
@@ -64,7 +64,7 @@ def train(
     log: metrics_lib.MetricLog,
     checkpoints: checkpoints_lib.Checkpoints,
     scalars: Mapping[str, jax.Array],
-    flops_per_example: float,
+    step_flops: Callable[[Mapping[str, jax.Array]], float],
     source_names: Sequence[str],
     evaluate: EvalFn | None,
     workdir: pathlib.Path,
@@ -86,27 +86,32 @@ def train(
       log: where metrics go.
       checkpoints: where states go; the last step is always saved.
       scalars: traced scalars handed to the objective.
-      flops_per_example: for the model FLOP utilisation.
+      step_flops: of a step on such a batch, for the model FLOP utilisation.
       source_names: names of the mix's datasets, for the image grids.
       evaluate: called with (step, state); returns scalars to log.
       workdir: where the profile goes.
 
     Raises:
       errors.UserError: the loss or the gradient is not finite; the last good checkpoint stays.
+      stopping.Stopped: SIGTERM came, and the step that ran is saved. An evaluation is finished
+        before. Several processes stop together: their objective's metrics hold "stop", which is
+        above 0 where it has come to any of them.
     """
     start = progress.step
-    meter = _Meter(start, batch_size, flops_per_example, feed)
+    meter = _Meter(start, batch_size, feed)
     pending: tuple[int, Any] | None = None
+    stop = False
 
     def settle() -> None:
         """Reads the metrics of the step in flight, checks them and logs them when due."""
-        nonlocal pending, progress
+        nonlocal pending, progress, stop
         if pending is None:
             return
         step, values = pending
         pending = None
         read = {name: value.item() for name, value in jax.device_get(values).items()}
         masked = progress.masked + batch_size - int(read.pop("valid"))
+        stop = read.pop("stop", 0) > 0 or (jax.process_count() == 1 and stopping.asked())
         if not read.pop("finite"):
             raise _diverged(step, read, checkpoints)
         progress = Progress(step, masked, read)
@@ -116,28 +121,35 @@ def train(
 
     profiling = False
     batches = iter(feed)
-    for step in range(start + 1, steps + 1):
-        if cadence.profile_steps and step == max(cadence.profile_start, 1):
-            jax.profiler.start_trace(str(workdir / "profile"))
-            profiling = True
-        host, batch = next(batches)
-        state, values = step_fn(state, batch, scalars)
-        settle()
-        pending = (step, values)
-        if _due(step, cadence.images) or (cadence.images and step == start + 1):
-            _show_inputs(log, step, host, source_names)
-        if profiling and step + 1 >= max(cadence.profile_start, 1) + cadence.profile_steps:
+    with stopping.watch():
+        for step in range(start + 1, steps + 1):
+            if cadence.profile_steps and step == max(cadence.profile_start, 1):
+                jax.profiler.start_trace(str(workdir / "profile"))
+                profiling = True
+            host, batch = next(batches)
+            meter.add(step_flops(batch))
+            state, values = step_fn(state, batch, scalars)
             settle()
-            jax.profiler.stop_trace()
-            profiling = False
-        if evaluate is not None and (_due(step, cadence.evaluate) or step == steps):
-            settle()
-            with meter.paused():
-                log.write(step, evaluate(step, state))
-        if _due(step, cadence.checkpoint) or step == steps:
-            settle()
-            with meter.paused():
+            pending = (step, values)
+            if _due(step, cadence.images) or (cadence.images and step == start + 1):
+                _show_inputs(log, step, host, source_names)
+            if profiling and step + 1 >= max(cadence.profile_start, 1) + cadence.profile_steps:
+                settle()
+                jax.profiler.stop_trace()
+                profiling = False
+            if evaluate is not None and (_due(step, cadence.evaluate) or step == steps):
+                settle()
+                with meter.paused():
+                    log.write(step, evaluate(step, state))
+            if _due(step, cadence.checkpoint) or step == steps:
+                settle()
+                with meter.paused():
+                    checkpoints.save(step, state, dataclasses.asdict(progress))
+            if stop and step < steps:
+                settle()
                 checkpoints.save(step, state, dataclasses.asdict(progress))
+                checkpoints.wait()
+                raise stopping.Stopped(f"step {step} of {steps} is saved")
     settle()
     if profiling:
         jax.profiler.stop_trace()
@@ -172,18 +184,20 @@ def _show_inputs(
 class _Meter:
     """Speed since the last reading: examples/s, share of time waiting for data, MFU."""
 
-    def __init__(
-        self, start: int, batch_size: int, flops_per_example: float, feed: feed_lib.DeviceFeed
-    ):
+    def __init__(self, start: int, batch_size: int, feed: feed_lib.DeviceFeed):
         self._batch_size = batch_size
-        self._flops = flops_per_example
         self._feed = feed
         self._step, self._time, self._waited = start, time.perf_counter(), 0.0
+        self._flops: list[float] = []  # Of the steps begun since the last reading.
+
+    def add(self, flops: float) -> None:
+        self._flops.append(flops)
 
     def read(self, step: int) -> dict[str, float]:
         now, waited = time.perf_counter(), self._feed.waited
         seconds = max(now - self._time, 1e-9)
-        rate = (step - self._step) * self._batch_size / seconds
+        steps = step - self._step  # The step that runs now is not among them.
+        rate = steps * self._batch_size / seconds
         values = {
             "examples_per_second": rate,
             "examples_per_second_per_device": rate / jax.device_count(),
@@ -191,7 +205,8 @@ class _Meter:
         }
         peak = metrics_lib.peak_flops(jax.devices()[0])
         if peak:
-            values["mfu"] = rate * self._flops / (peak * jax.device_count())
+            values["mfu"] = sum(self._flops[:steps]) / seconds / (peak * jax.device_count())
+        del self._flops[:steps]
         self._step, self._time, self._waited = step, now, waited
         return values
 

@@ -16,7 +16,9 @@ from clipdg_jax.data import files
 
 # Fields that change how a run is executed, never what it computes. All others are identity.
 OPERATIONAL = (
+    "accumulate",
     "checkpoint_every",
+    "data.pack_rows",
     "data.prefetch",
     "data.root",
     "data.threads",
@@ -42,9 +44,17 @@ def split_config(config: ml_collections.ConfigDict) -> tuple[dict[str, Any], dic
     identity: dict[str, Any] = {}
     operational: dict[str, Any] = {}
     for path, value in _flatten(config.to_dict()).items():
-        is_operational = any(path == o or path.startswith(f"{o}.") for o in OPERATIONAL)
-        (operational if is_operational else identity)[path] = value
+        (operational if is_operational(path) else identity)[path] = value
     return identity, operational
+
+
+def is_operational(field: str) -> bool:
+    """Whether a field, such as `data.root`, changes how a run is executed only.
+
+    What follows a "=" is no part of its name.
+    """
+    path = field.partition("=")[0]
+    return any(path == o or path.startswith(f"{o}.") for o in OPERATIONAL)
 
 
 class Workdir:

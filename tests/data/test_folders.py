@@ -2,6 +2,7 @@
 
 import io
 import json
+import pathlib
 import pickle
 import re
 
@@ -105,19 +106,22 @@ def test_flat_validation_images_take_labels_from_the_development_kit(tmp_path):
         resolve.resolve("folder:imagenet:imagenet/val", tmp_path)
 
 
-# Of ObjectNet's published mapping (Barbu et al. 2019): places of ImageNet classes, in their order.
-PUBLISHED = {
-    "Alarm clock": (409, 530),
-    "Bicycle": (444, 671),
-    "Chair": (423, 559, 765),
-    "Helmet": (518, 560),
-    "Pen": (418, 563, 749),
-    "Skirt": (601, 655, 689),
-    "Still Camera": (732, 759),
-    "Tie": (457, 906),
-    "Wheel": (479, 694),
-    "Banana": (954,),
-}
+def published():
+    """ObjectNet's objects that ImageNet has too -> the places of their classes there.
+
+    The table of the ObjectNet challenge (objectnet.dev; Barbu et al. 2019): a line each for an
+    object's number there, its name, and the classes, by their places, that count as it.
+    """
+    path = pathlib.Path(__file__).parent / "fixtures" / "objectnet.tsv"
+    rows = [line.split("\t") for line in path.read_text().splitlines()]
+    return {name: tuple(map(int, places.split())) for _, name, places in rows}
+
+
+PUBLISHED = published()
+
+
+def folder_of(name):
+    return re.sub(r"\W+", "_", name.lower())
 
 
 def objectnet(root):
@@ -135,7 +139,7 @@ def objectnet(root):
         for name, group in PUBLISHED.items()
     }
     (mappings / "objectnet_to_imagenet_1k.json").write_text(json.dumps(objects))
-    folder = {name.lower().replace(" ", "_"): name for name in (*PUBLISHED, "Squeegee")}
+    folder = {folder_of(name): name for name in (*PUBLISHED, "Squeegee")}
     (mappings / "folder_to_objectnet_label.json").write_text(json.dumps(folder))
     pixels = {}
     for i, name in enumerate(folder):
@@ -150,13 +154,14 @@ def test_objectnets_mapping_classes_and_border(tmp_path):
     found = {}
     for name in source.classes:
         places = tuple(ids.index(identity) for identity in re.findall(r"n\d{8}", name))
-        found[name.partition(" (")[0]] = places
+        found[name.rpartition(" (")[0]] = places
     assert found == PUBLISHED
+    assert (len(found), sum(map(len, found.values()))) == (113, 125)
     assert len(source) == len(PUBLISHED)  # the squeegee is left out
     for i in range(len(source)):
         record = source.record(i)
         folder = record.key.split("/")[1]
-        assert source.classes[record.label].lower().replace(" ", "_").startswith(folder)
+        assert folder_of(source.classes[record.label].rpartition(" (")[0]) == folder
         np.testing.assert_array_equal(images.decode(record.image), pixels[folder][2:-2, 2:-2])
         assert Image.open(io.BytesIO(record.image)).format == "PNG"
     put(tmp_path / "objectnet-1.0" / "images" / "gadget" / "1.png", kind="PNG")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import types
 
 import jax
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipdg_jax.data import schema
+from clipdg_jax.data import demo, schema, tokenizer
 from clipdg_jax.errors import UserError
 from clipdg_jax.evaluation import suites, tables, zero_shot
+from clipdg_jax.models import config as model_config
+from clipdg_jax.models import model as model_lib
 from clipdg_jax.training import sharding
 
 COLOURS = {
@@ -40,21 +43,26 @@ class ColourModel:
         dark = 1 - channels.max(axis=1, keepdims=True)
         return self._unit(params["gain"] * jnp.concatenate([channels, dark], axis=1) + 0.01)
 
-    def encode_text(self, params, tokens):
+    def encode_text(self, params, tokens, packing):
+        slots = tokens.reshape(len(packing.ends), -1)
+        name, template = (
+            jnp.take_along_axis(slots, packing.ends - back, axis=1).reshape(-1) for back in (2, 1)
+        )
         # Templates add a common direction, which the mean over templates keeps.
-        named = jax.nn.one_hot(tokens[:, 0], len(CLASSES))
-        return self._unit(params["gain"] * named + 0.1 * tokens[:, 1:2])
+        named = jax.nn.one_hot(name, len(CLASSES))
+        return self._unit(params["gain"] * named + 0.1 * template[:, None])
 
     def _unit(self, x):
         return x / jnp.linalg.norm(x, axis=1, keepdims=True)
 
 
 def tokenise(texts, context_length):
-    """[class, template, 0, ...]: what the colour model reads."""
+    """[class, template, end, 0, ...]: what the colour model reads."""
     rows = np.zeros((len(texts), context_length), np.int32)
     for row, text in zip(rows, texts, strict=True):
         row[0] = next(i for i, name in enumerate(CLASSES) if name in text)
         row[1] = "photo" in text
+        row[2] = 99
     return rows
 
 
@@ -165,6 +173,48 @@ def test_one_and_eight_devices_and_any_batch_size_agree(batch_size):
     np.testing.assert_array_equal(one.index, other.index)
     np.testing.assert_array_equal(one.prediction, other.prediction)
     np.testing.assert_allclose(one.probability, other.probability, rtol=1e-5)
+
+
+def test_four_models_answer_the_demo_suite_alike_on_one_and_eight_devices(tmp_path):
+    demo.ensure(tmp_path, demo.DemoSpec(pool=0, test_natural=45, test_style=11), processes=0)
+    opened = suites.load(["demo"], str(tmp_path))
+    tower = {"width": 16, "layers": 1, "heads": 2}
+    vision = {**tower, "image_size": 16, "patch_size": 8}
+    text = {**tower, "vocab_size": 600, "context_length": 16}
+    config = {"name": "tiny-plain", "embed_dim": 8, "vision": vision, "text": text}
+    model = model_lib.Model(model_config.from_config(config))
+    few, all_of_them = (
+        zero_shot.Evaluator(
+            model,
+            tokenizer.get_tokenizer(600),
+            opened,
+            sharding.make_mesh(devices=jax.devices()[:count]),
+            batch_size=batch_size,
+        )
+        for count, batch_size in ((1, 32), (8, 20))
+    )
+    answered = set()
+    # What is the same for all images is made small, or all have the same answer.
+    shared = re.compile("class_embedding|positional|bias")
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        params = {
+            name: (0.1 if shared.search(name) else 1) * rng.normal(size=leaf.shape)
+            for name, leaf in model.shapes().items()
+        }
+        params = {name: value.astype(np.float32) for name, value in params.items()}
+        one, other = few.predict(params)["demo"], all_of_them.predict(params)["demo"]
+        assert {name: len(found.index) for name, found in one.items()} == {
+            "natural": 45,
+            **dict.fromkeys(("sketch", "cartoon", "painting", "clipart"), 11),
+        }
+        for name, found in one.items():
+            np.testing.assert_array_equal(found.index, other[name].index)
+            np.testing.assert_array_equal(found.prediction, other[name].prediction)
+            np.testing.assert_allclose(found.probability, other[name].probability, rtol=1e-4)
+        answered.add(tuple(one["natural"].prediction))
+        assert len(np.unique(one["natural"].prediction)) > 2
+    assert len(answered) == 4
 
 
 def test_what_cannot_be_evaluated_is_told():

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import resource
 import shutil
 
 import jax
@@ -263,3 +264,85 @@ def test_configurations_make_the_round_trip():
     # Hugging Face leaves out what has its default; the default activation is QuickGELU.
     bare = architectures.from_hugging_face({"model_type": "clip", "vision_config": {}}, {}, "x")
     assert bare == config_lib.PRESETS["ViT-B-32-quickgelu"]
+
+
+def cut(path, state, parts):
+    """Weights in several files, with an index, as Hugging Face's library cuts large ones."""
+    where = {}
+    for k, names in enumerate(parts):
+        file = f"model-{k + 1:05d}-of-{len(parts):05d}.safetensors"
+        save(path / file, {name: state[name] for name in names})
+        where |= dict.fromkeys(names, file)
+    index = path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    return index
+
+
+def test_weights_cut_into_files_are_read_by_their_index(tmp_path):
+    weights = convert.read_weights(HUGGING_FACE)
+    names = sorted(weights.state)
+    shutil.copy(HUGGING_FACE.parent / architectures.HUGGING_FACE_FILE, tmp_path)
+    index = cut(tmp_path, weights.state, (names[:20], names[20:30], names[30:]))
+    found = convert.read_weights(index)
+    assert [part.name for part in found.parts] == [
+        f"model-0000{k}-of-00003.safetensors" for k in (1, 2, 3)
+    ]
+    converted = convert.to_ours(found)
+    for name, value in convert.to_ours(weights).params.items():
+        np.testing.assert_array_equal(value, converted.params[name], err_msg=name)
+    convert.save_checkpoint(converted, found, tmp_path / "run")
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=r"model-00002-of-00003\.safetensors: there is no such file"
+    ):
+        convert.read_weights(index)
+    save(tmp_path / "model-00002-of-00003.safetensors", {"other": np.zeros(1, np.float32)})
+    with pytest.raises(UserError, match=rf"{names[20]} is in none of its files"):
+        convert.read_weights(index)
+    index.write_text("{}")
+    with pytest.raises(UserError, match="has no weight_map"):
+        convert.read_weights(index)
+
+
+@pytest.mark.parametrize(
+    ("given", "named", "leaf"),
+    [
+        ("ViT-B-16", "ViT-B-32", r"visual\.conv1\.weight is \[768, 3, 16, 16\]"),
+        ("ViT-L-14", "ViT-B-32", r"ln_final\.bias is \[768\]"),
+        ("ViT-B-32", "ViT-L-14", r"ln_final\.bias is \[512\]"),
+    ],
+)
+def test_a_wrong_architecture_is_refused_in_one_line(given, named, leaf):
+    other = model_lib.Model(config_lib.PRESETS[given])
+    # Views of one number: they have the shapes and take no memory.
+    state = {
+        part: np.broadcast_to(np.float32(0), one.foreign_shape)
+        for one in leaves.leaves(other, "open_clip")
+        for part in one.foreign
+    }
+    model = model_lib.Model(config_lib.PRESETS[named])
+    message = rf"^w: {leaf}, in the model it is \[[^\n]*; name the model that it is of$"
+    with pytest.raises(UserError, match=message):
+        state_dicts.to_ours(state, model, "open_clip", "w")
+
+
+def test_a_full_disk_is_one_line_and_what_a_kill_left_is_no_obstacle(open_clip, tmp_path):
+    weights = convert.read_weights(OPEN_CLIP)
+    # As a conversion leaves it that is killed while it writes.
+    (tmp_path / "run" / "checkpoints" / "0.orbax-checkpoint-tmp").mkdir(parents=True)
+    convert.save_checkpoint(open_clip, weights, tmp_path / "run")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"open_clip_model\.safetensors: no space left"):
+            convert.export(tmp_path / "run", tmp_path / "out", "open_clip")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    # Weights whole or not at all; the configuration is this model's and no obstacle.
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [architectures.OPEN_CLIP_FILE]
+    *_, file = convert.export(tmp_path / "run", tmp_path / "out", "open_clip")
+    assert load(file).config == open_clip.config
+    pathlib.Path(file).unlink()
+    beside(tmp_path / "out", quick_gelu=True)
+    with pytest.raises(UserError, match=r"open_clip_config\.json: is there already"):
+        convert.export(tmp_path / "run", tmp_path / "out", "open_clip")

@@ -186,3 +186,6 @@ def test_files_that_are_not_torchs_zip(tmp_path):
     path = archive(tmp_path / "bomb.pt", b"}.", [("data/0", bytes(10**6))], zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match="compressed members"):
         torch_file.read(path)
+    path = archive(tmp_path / "jit.pt", b"}.", [("constants.pkl", b")."), ("code/a.py", b"")])
+    with pytest.raises(UserError, match="is a TorchScript program, as OpenAI's own files are"):
+        torch_file.read(path)

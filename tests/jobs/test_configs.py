@@ -1,10 +1,23 @@
 """Every preset of every config tells what it would take, without data."""
 
+import collections
+import re
+
 import pytest
 
 from clipdg_jax import jobs
-from clipdg_jax.jobs import inputs
+from clipdg_jax.jobs import inputs, pretrain
+from clipdg_jax.models import config as model_config
+from clipdg_jax.models import flops
+from clipdg_jax.training import dry_run
 from tests.jobs import small_runs
+
+
+def _marks(name: str, preset: str):
+    """The paper's runs differ in their numbers only, so that a few of them do."""
+    slow = name == "paper" and preset not in ("natural=57M", "natural=0.5M,rendition=15.5M")
+    return pytest.param(name, preset, marks=[pytest.mark.full] * slow)
+
 
 PRESETS = [
     (path.stem, preset)
@@ -13,7 +26,7 @@ PRESETS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "preset"), PRESETS)
+@pytest.mark.parametrize(("name", "preset"), [_marks(*one) for one in PRESETS])
 def test_dry_run(name, preset, tmp_path, capsys):
     config = small_runs.load_config(name).get_config(preset)
     config.lock()
@@ -84,3 +97,62 @@ def test_inputs_make_what_the_configs_name(monkeypatch):
     assert config("mix").eval.suites == ",".join(
         f"{suite}_clean" for suite in config("curate").test_sets.split(",")
     )
+
+
+PAPER = small_runs.load_config("paper")
+
+
+@pytest.mark.parametrize("preset", PAPER.PRETRAININGS)
+def test_the_papers_hours_are_those_of_the_dry_run(preset):
+    config = PAPER.get_config(preset)
+    hours = dry_run.hours(pretrain.operations(config), "A100", 8)
+    # 3 x 14.78 GFLOP a pair; epochs of whole batches.
+    amounts = [float(part.split("=")[1].rstrip("M")) for part in preset.split(",")]
+    pairs = sum(amounts) * 1e6 // 16_384 * 16_384 * 32
+    assert hours == pytest.approx(3 * 14.777e9 * pairs / (0.4 * 312e12 * 8) / 3600, rel=1e-3)
+    (line,) = re.findall(rf"^    {re.escape(preset)} +([\d.]+)$", PAPER.__doc__, re.MULTILINE)
+    assert float(line) == round(hours, 1)
+
+
+def test_every_run_of_the_paper_is_there_once():
+    assert len(PAPER.PRETRAININGS) == len(set(PAPER.PRETRAININGS)) == 26
+    totals = collections.Counter(
+        sum(float(part.split("=")[1].rstrip("M")) for part in preset.split(","))
+        for preset in PAPER.PRETRAININGS
+    )
+    # Sizes of the runs in millions: natural alone, random controls, rendition, and mixes of both.
+    assert totals == {57: 4, 45: 2, 30: 4, 16: 11, 8: 5}
+    sweep = small_runs.load_config("sweep").get_config("paper")
+    assert [cell.partition(":")[2] for cell in sweep.cells] == list(PAPER.PRETRAININGS)
+
+
+def _hours(preset: str) -> float:
+    (hours,) = re.findall(rf"^    {preset} +([\d.]+)  ", PAPER.__doc__, re.MULTILINE)
+    return float(hours)
+
+
+def test_the_classifiers_hours_are_those_of_its_training():
+    config = PAPER.get_config("classifier")
+    model = model_config.from_config({**config.encoder.model.to_dict(), "dtype": config.dtype})
+    seen = 13_000 // config.finetune.batch_size * config.finetune.batch_size
+    operations = 3 * flops.forward_flops_image(model) * seen * config.finetune.epochs
+    assert _hours("classifier") == round(dry_run.hours(operations, "A100", 8), 1)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("preset", ["imagenet", "domainnet"])
+def test_the_hours_of_fine_tuning_are_those_of_every_training(preset, capsys, tmp_path):
+    config = PAPER.get_config(preset)
+    config.dry_run = True
+    jobs.module(config).run(config, tmp_path)
+    blocks = capsys.readouterr().out.split("\n\n")
+    total, seen = 0.0, set()
+    for block in blocks:
+        told = re.match(r"\S+: (\S+) on .* images, (\d+) training", block)
+        # What is only interpolated shares its training with another.
+        if told and told[1] not in seen:
+            seen.add(told[1])
+            (size, prefix) = re.search(r"FLOPs of the run +([\d.,]+) (.)FLOP", block).groups()
+            operations = float(size.replace(",", "")) * {"E": 1e18, "P": 1e15}[prefix]
+            total += int(told[2]) * dry_run.hours(operations, "A100", 8)
+    assert _hours(preset) == round(total, 1)

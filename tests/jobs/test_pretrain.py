@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -112,6 +113,45 @@ def test_killed_runs_end_with_the_same_bits(finished, command, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stdout
     _assert_same_run(tmp_path, finished)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_stopped_on_eight_devices_goes_on_on_four(
+    finished, command, tmp_path, processes
+):
+    """SIGTERM, to one process or to the launcher of two; then half of the devices."""
+    devices = 8 // processes
+    first = command(tmp_path, f"--virtual_devices={devices}", "--config.data.workers=2")
+    environment = small_runs.environment()
+    if processes == 2:
+        first = [str(small_runs.REPO / "launch" / "local.sh"), "2", *first[3:]]
+        environment["PYTHON"] = sys.executable
+    running = subprocess.Popen(
+        first,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=small_runs.REPO,
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 400
+    while not (metrics.exists() and '"step": 7,' in metrics.read_text()):
+        assert running.poll() is None, running.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=300)
+    assert running.returncode == 75, err
+    saved = re.search(r"error: stopped: step (\d+) of 20 is saved", err)
+    assert saved, err
+    assert 7 < int(saved[1]) < 20
+    assert (tmp_path / "checkpoints" / saved[1]).is_dir()
+    done = small_runs.run(command(tmp_path, "--virtual_devices=4"))
+    assert done.returncode == 0, done.stderr
+    assert f"resuming {tmp_path} at step {saved[1]} of 20" in done.stdout
+    _assert_same_losses(tmp_path, finished)
 
 
 @pytest.mark.full

@@ -126,9 +126,42 @@ def test_signals_reach_all(launch, sent, status):
     wait_until_gone(launch)
 
 
+# The signal has to find the stand-in's handler set, which it tells of as it starts to sleep.
+SAVING = (
+    "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit({status})); time.sleep(60)"
+)
+
+
+@pytest.mark.parametrize(("statuses", "expected"), [((75, 75), 75), ((75, 3), 143)])
+def test_what_saves_and_stops_is_to_be_begun_again(launch, statuses, expected):
+    behaviours = [f"--behave={i}:{SAVING.format(status=s)}" for i, s in enumerate(statuses)]
+    script = launch("2", *behaviours)
+    noted(launch, 0), noted(launch, 1)
+    time.sleep(1)
+    script.send_signal(signal.SIGTERM)
+    assert script.wait(timeout=60) == expected
+    wait_until_gone(launch)
+
+
+def test_stopped_processes_are_the_status(launch):
+    script = launch("2", "--behave=0:sys.exit(75)", "--behave=1:sys.exit(75)")
+    assert script.wait(timeout=60) == 75
+    assert not list(launch.logs.glob("*/*"))
+
+
+def test_each_process_sees_a_gpu_of_its_own(launch, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    tell = "print(os.environ['CUDA_VISIBLE_DEVICES'], file=sys.stderr)"
+    script = launch("gpus", f"--behave=0:{tell}", f"--behave=1:{tell};sys.exit(1)")
+    _, err = script.communicate(timeout=60)
+    assert err.split()[0] == "3"
+    assert err.split()[-1] == "5"
+    assert "--num_processes=2" in noted(launch, 0)
+
+
 @pytest.mark.parametrize("arguments", [[], ["0"], ["two"], ["--config=configs/mix.py"]])
 def test_bad_count_is_one_line(launch, arguments):
     script = launch(*arguments)
     out, err = script.communicate(timeout=20)
     assert (script.returncode, out) == (2, "")
-    assert err == "error: usage: launch/local.sh N [arguments of clipdg_jax.main]\n"
+    assert err == "error: usage: launch/local.sh N|gpus [arguments of clipdg_jax.main]\n"

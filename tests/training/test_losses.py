@@ -139,3 +139,67 @@ def test_siglip_brings_its_own_bias():
     assert metrics["valid"] == VALID["most"].sum()
     with pytest.raises(errors.UserError, match="loss: 'sigmoid' is unknown; use 'clip' or"):
         losses.contrastive_objective(model, "sigmoid")
+
+
+@pytest.mark.parametrize("columns", [5, 16])
+def test_chunks_of_captions_cannot_matter(columns, monkeypatch):
+    """Whether they divide the batch or not: losses, gradients and accuracy are the whole's."""
+    inputs, valid = _features(), VALID["most"]
+    bias = np.float32(-3.0)
+    results = []
+    for width in (16, columns):
+        monkeypatch.setattr(losses, "COLUMNS", width)
+        clip = jax.value_and_grad(losses.clip_loss, argnums=(0, 1, 2), has_aux=True)
+        siglip = jax.value_and_grad(losses.siglip_loss, argnums=(0, 1, 2, 3), has_aux=True)
+        results.append(jax.jit(lambda: (clip(*inputs, valid), siglip(*inputs, bias, valid)))())  # noqa: B023
+    for found, want in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+
+
+def test_all_logits_together_are_never_in_memory():
+    """Float32 logits of 4096 x 4096 are 64 MiB; softmaxes and gradients would be several."""
+    features = jax.ShapeDtypeStruct((4096, 64), jnp.float32)
+    scale, valid = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((4096,), bool)
+
+    def value(*args):
+        return losses.clip_loss(*args)[0]
+
+    step = jax.jit(jax.grad(value, argnums=(0, 1, 2)))
+    compiled = step.lower(features, features, scale, valid).compile()
+    square = 4 * 4096**2
+    assert "f32[4096,4096]" not in compiled.as_text()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2.5 * square
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(shards):
+    """8 parts of 64 against 512, the logit scale's gradient too."""
+    rng = np.random.default_rng(0)
+    params = {
+        "image": rng.normal(size=(24, 16)).astype(np.float32),
+        "text": rng.normal(size=(12, 16)).astype(np.float32),
+        "logit_scale": np.float32(2.0),
+    }
+    batch = {
+        "image": rng.normal(size=(512, 24)).astype(np.float32),
+        "tokens": rng.normal(size=(512, 12)).astype(np.float32),
+        "valid": rng.random(512) < 0.9,
+    }
+
+    def apply(params, image, tokens):
+        assert len(image) in (512, 64)
+        features = [jnp.tanh(image @ params["image"]), jnp.tanh(tokens @ params["text"])]
+        unit = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in features]
+        return (*unit, jnp.exp(params["logit_scale"]))
+
+    mesh = sharding.make_mesh(devices=jax.devices()[:shards])
+    on_devices = sharding.put_batch(batch, mesh)
+    results = []
+    for accumulate in (1, 8):
+        objective = losses.contrastive_objective(
+            apply, "clip", accumulate=accumulate, shards=shards
+        )
+        step = jax.jit(jax.value_and_grad(objective, has_aux=True))
+        results.append(step(params, on_devices, {}))
+    for found, want in zip(*map(jax.tree.leaves, results), strict=True):
+        assert np.linalg.norm(found - want) <= 1e-5 * np.linalg.norm(want)

@@ -14,7 +14,7 @@ _CODE = """
     import sys
     import jax, jax.numpy as jnp, numpy as np, optax
     from clipdg_jax import errors
-    from clipdg_jax.training import checkpoints, checksums, losses, sharding, step
+    from clipdg_jax.training import agreement, checkpoints, checksums, losses, sharding, step
 
     def init(key):
         a, b = jax.random.split(key)
@@ -58,6 +58,16 @@ _CODE = """
 """
 _MAIN = """
     jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+    largest, closed = agreement.Largest(), agreement.Largest()
+    mine = [(3, 9, 4), (7, 1, 4)][jax.process_index()]
+    assert [largest(value) for value in mine] == [7, 9, 4]
+    closed.close()
+    try:
+        closed(1)
+    except RuntimeError as error:
+        assert "closed while waiting" in str(error)
+    else:
+        raise AssertionError("a closed agreement did not raise")
     history, sha = train(sys.argv[3])
     if jax.process_index() == 0:
         print(sha, *map(repr, history))

@@ -10,9 +10,9 @@ import numpy as np
 
 from clipdg_jax.data import dataset, files, images, schema, shards
 from clipdg_jax.domains import calibration as calibration_lib
-from clipdg_jax.domains.curation import page, samples, selection
+from clipdg_jax.domains.curation import charts, samples, selection
 from clipdg_jax.domains.curation.routing import TRUE_DOMAIN
-from clipdg_jax.evaluation import stats
+from clipdg_jax.evaluation import page, stats
 
 PAGE = "report.html"
 PICTURES = 24  # of each section of a contact sheet
@@ -147,8 +147,8 @@ def _scores(
         "decision; the scale of counts is logarithmic, and colours divide a bar by their shares."
     )
     yield _key(calibration_lib.DECISIONS)
-    charts = [
-        page.histogram(
+    drawn = [
+        charts.histogram(
             selected.histograms[column],
             decider.threshold,
             f"{decider.domain} decider",
@@ -156,7 +156,7 @@ def _scores(
         )
         for column, decider in enumerate(calibration.deciders)
     ]
-    yield f"<div class=charts>{''.join(charts)}</div>"
+    yield page.charts(drawn)
     told = [one.validation for one in calibration.deciders]
     figures = {
         "threshold": [f"{one.threshold:.4f}" for one in calibration.deciders],
@@ -190,14 +190,14 @@ def _composition(results: Mapping[str, Any]) -> Iterator[str]:
         if not told:
             continue
         shares = [
-            page.Share(
+            charts.Share(
                 kind,
                 one["share"],
                 f"{100 * one['share']:.1f} % ({100 * one['low']:.1f} – {100 * one['high']:.1f})",
             )
             for kind, one in told["shares"].items()
         ]
-        yield page.bar(f"{name}: {told['n']:,} images", shares)
+        yield charts.bar(f"{name}: {told['n']:,} images", shares)
 
 
 def _clean(results: Mapping[str, Any]) -> Iterator[str]:
@@ -250,7 +250,7 @@ def _sheets(
     for section, picked in sections.items():
         if len(picked.index):
             yield page.heading(section, 3)
-            yield page.gallery(list(_pictures(picked, written)))
+            yield charts.gallery(list(_pictures(picked, written)))
 
 
 def _pictures(
@@ -269,6 +269,6 @@ def _pictures(
 
 def _key(names: Sequence[str]) -> str:
     cells = "".join(
-        f'<span><i style="background:{page.COLOURS[name]}"></i>{name}</span>' for name in names
+        f'<span><i style="background:{charts.COLOURS[name]}"></i>{name}</span>' for name in names
     )
     return f"<div class=key>{cells}</div>"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from clipdg_jax.data import images
-from clipdg_jax.domains.curation import page, report, selection
-from clipdg_jax.evaluation import stats
+from clipdg_jax.domains.curation import charts, report, selection
+from clipdg_jax.evaluation import page, stats
 
 
 def selected(counts):
@@ -73,12 +73,12 @@ def bars(svg):
 def test_a_histograms_bars_are_logarithms_divided_by_decision():
     counts = np.zeros((4, 10), np.int64)
     counts[0, 9], counts[2, 9], counts[1, 0] = 60, 39, 9
-    svg = page.histogram(counts, 0.75, "natural decider", "about")
+    svg = charts.histogram(counts, 0.75, "natural decider", "about")
     found = bars(svg)
     by_colour = {one["fill"]: one for one in found}
     assert len(found) == 3
     natural, rendition, ambiguous = (
-        by_colour[page.COLOURS[name]] for name in ("natural", "rendition", "ambiguous")
+        by_colour[charts.COLOURS[name]] for name in ("natural", "rendition", "ambiguous")
     )
     whole = natural["height"] + ambiguous["height"]
     assert natural["height"] / whole == pytest.approx(60 / 99, abs=0.01)
@@ -87,7 +87,7 @@ def test_a_histograms_bars_are_logarithms_divided_by_decision():
     assert natural["y"] + natural["height"] == pytest.approx(rendition["y"] + rendition["height"])
     assert ambiguous["y"] + ambiguous["height"] == pytest.approx(natural["y"], abs=0.02)
     assert "threshold 0.7500" in svg
-    assert "threshold" not in page.histogram(counts, np.inf, "natural decider", "about")
+    assert "threshold" not in charts.histogram(counts, np.inf, "natural decider", "about")
 
 
 class Links(html.parser.HTMLParser):
@@ -116,7 +116,8 @@ def check_page(text):
     parser = Links()
     parser.feed(text)
     assert parser.open == []
-    assert all(link.startswith("data:image/jpeg;base64,") for link in parser.loaded)
+    kinds = ("data:image/jpeg;base64,", "data:image/svg+xml;base64,")
+    assert all(link.startswith(kinds) for link in parser.loaded)
     assert "http" not in text
     assert "<script" not in text
     return parser.loaded
@@ -129,8 +130,8 @@ def test_text_is_escaped_and_pictures_are_shrunk():
         page.paragraph("x & y"),
         page.tiles({"<what>": "1"}),
         page.table(["a", "<i>"], [["1", "<u>"]], sums=1),
-        page.bar("<s>", [page.Share("natural", 0.5, "<50 %>")]),
-        page.gallery([(picture, "<0.9>", "natural"), (picture[:10, :12], "small", "")]),
+        charts.bar("<s>", [charts.Share("natural", 0.5, "<50 %>")]),
+        charts.gallery([(picture, "<0.9>", "natural"), (picture[:10, :12], "small", "")]),
     ]
     text = page.document("<title>", parts)
     loaded = check_page(text)

@@ -1,8 +1,4 @@
-"""The pieces of a self-contained HTML page: tables, bars, histograms and galleries of images.
-
-Nothing is loaded from anywhere: images are in the page itself, charts are SVG, and there is no
-script. It fits a phone, a desktop and paper.
-"""
+"""What the curation's page shows besides text and tables: bars, histograms, galleries of images."""
 
 from __future__ import annotations
 
@@ -10,99 +6,17 @@ import base64
 import dataclasses
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from clipdg_jax.domains import calibration
-from clipdg_jax.evaluation import plots
+from clipdg_jax.evaluation import page, plots
 
 COLOURS = {**plots.COLOURS, "conflict": "#CC79A7"}  # of the same palette
 _THUMBNAIL, _QUALITY = 128, 85  # side in pixels, and JPEG's quality
-
-_STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 66rem; padding: 1rem; color: #222; background: #fff;
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; } p { margin: .4rem 0; max-width: 46rem; }
-.quiet { color: #595959; font-size: .875rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
-th, td { padding: .25rem .7rem .25rem 0; text-align: right; border-bottom: 1px solid #ddd;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-th { font-weight: 600; vertical-align: bottom; }
-tr.sum td { font-weight: 600; border-top: 2px solid #888; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .6rem;
-  margin: 1rem 0; }
-.tiles div { border: 1px solid #ddd; border-radius: .4rem; padding: .5rem .7rem; }
-.tiles b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
-.charts svg { width: 100%; height: auto; display: block; }
-.bar { display: flex; height: 1.1rem; border-radius: .2rem; overflow: hidden; background: #eee; }
-.key { display: flex; flex-wrap: wrap; gap: 0 1.1rem; font-size: .875rem;
-  font-variant-numeric: tabular-nums; }
-.key i { display: inline-block; width: .75em; height: .75em; border-radius: .15em;
-  margin-right: .35em; }
-.set { margin: 1rem 0; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr)); gap: .4rem; }
-figure { margin: 0; font-size: .75rem; text-align: center; color: #444;
-  font-variant-numeric: tabular-nums; }
-figure img { width: 100%; aspect-ratio: 1; object-fit: contain; display: block;
-  background: #f4f4f4; border: 3px solid transparent; }
-@media print {
-  body { max-width: none; padding: 0; font-size: 11px; }
-  * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
-  h2, h3 { break-after: avoid; } figure, .set, svg, tr { break-inside: avoid; }
-  .gallery { grid-template-columns: repeat(12, 1fr); } .wide { overflow: visible; }
-}
-"""
-
-
-def document(title: str, body: Sequence[str]) -> str:
-    """The whole page."""
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
-    )
-
-
-def paragraph(text: str, quiet: bool = False) -> str:
-    """Plain text."""
-    return f"<p{' class=quiet' if quiet else ''}>{html.escape(text)}</p>"
-
-
-def heading(text: str, level: int = 2) -> str:
-    """A heading."""
-    return f"<h{level}>{html.escape(text)}</h{level}>"
-
-
-def tiles(figures: Mapping[str, str]) -> str:
-    """A few figures, large: {what: figure}."""
-    cells = (
-        f"<div><b>{html.escape(figure)}</b>{html.escape(what)}</div>"
-        for what, figure in figures.items()
-    )
-    return f"<div class=tiles>{''.join(cells)}</div>"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], sums: int = 0) -> str:
-    """Rows of text, the first column flush left; the last `sums` rows are sums.
-
-    On a narrow screen it scrolls by itself.
-    """
-    made = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
-    for number, row in enumerate(rows):
-        kind = " class=sum" if number >= len(rows) - sums else ""
-        made.append(f"<tr{kind}>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>")
-    return f"<div class=wide><table>{''.join(made)}</table></div>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +40,8 @@ def bar(title: str, shares: Sequence[Share]) -> str:
         for s in shares
     )
     return (
-        f"<div class=set>{heading(title, 3)}<div class=bar>{parts}</div><div class=key>{key}</div>"
-        "</div>"
+        f"<div class=set>{page.heading(title, 3)}<div class=bar>{parts}</div>"
+        f"<div class=key>{key}</div></div>"
     )
 
 

@@ -1,0 +1,1 @@
+"""Many runs as one question: their sweep, and what they say together."""

@@ -1,0 +1,113 @@
+"""How far the cells of a sweep are, from what their runs have written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clipdg_jax.evaluation import tables, zero_shot
+
+_TAIL_BYTES = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """One cell.
+
+    Attributes:
+      kind: complete, failed, running (by this process), begun (by another one, or stopped),
+        waiting.
+      step: the last one that was logged; 0 before.
+      loss: there; 0 where there is none.
+      told: of a complete cell its accuracies by domain, of a failed one why.
+    """
+
+    kind: str
+    step: int = 0
+    loss: float = 0.0
+    told: str = ""
+
+
+def complete(workdir: Path) -> bool:
+    """Whether a run is."""
+    return (workdir / "results.json").is_file()
+
+
+def state(workdir: Path, failure: str, running: bool) -> State:
+    """Of one cell.
+
+    Args:
+      workdir: of its run, which may not exist yet.
+      failure: why it failed; "" if it did not.
+      running: whether this process runs it.
+    """
+    last = last_metrics(workdir)
+    step, loss = int(last.get("step", 0)), float(last.get("loss", 0.0))
+    if complete(workdir):
+        return State("complete", step, 0.0, _accuracies(workdir))
+    kind = "failed" if failure else "running" if running else "begun" if step else "waiting"
+    return State(kind, step, loss, failure)
+
+
+def last_metrics(workdir: Path) -> dict[str, Any]:
+    """The last whole line of a run's metrics that has a loss, read from the file's end."""
+    path = workdir / "metrics.jsonl"
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict) and "loss" in values:
+            return values
+    return {}
+
+
+def table(states: Mapping[str, State]) -> str:
+    """All cells, and how many are of each kind."""
+    rows = [
+        (
+            name,
+            one.kind,
+            f"{one.step:,}" if one.step else "",
+            f"{one.loss:.3f}" if one.loss else "",
+            one.told,
+        )
+        for name, one in states.items()
+    ]
+    # The last column is text as well, but nothing stands right of it.
+    shown = tables.aligned(("run", "state", "step", "loss", ""), rows, names=2)
+    return f"{shown}\n\n{summary(states)}"
+
+
+def summary(states: Mapping[str, State]) -> str:
+    """Such as "3 of 45 complete, 1 running"."""
+    kinds = [one.kind for one in states.values()]
+    others = [
+        f"{kinds.count(kind)} {kind}"
+        for kind in ("failed", "running", "begun", "waiting")
+        if kind in kinds
+    ]
+    return ", ".join([f"{kinds.count('complete')} of {len(kinds)} complete", *others])
+
+
+def _accuracies(workdir: Path) -> str:
+    try:
+        results = json.loads((workdir / "results.json").read_text())
+        means = zero_shot.summary(results.get("zero_shot", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    return ", ".join(
+        f"{suite} {domain} {100 * mean:.1f} %"
+        for suite, domains in means.items()
+        for domain, mean in domains.items()
+    )
