@@ -80,13 +80,14 @@ def table(states: Mapping[str, State]) -> str:
             one.kind,
             f"{one.step:,}" if one.step else "",
             f"{one.loss:.3f}" if one.loss else "",
-            one.told,
         )
         for name, one in states.items()
     ]
-    # The last column is text as well, but nothing stands right of it.
-    shown = tables.aligned(("run", "state", "step", "loss", ""), rows, names=2)
-    return f"{shown}\n\n{summary(states)}"
+    head, rule, *lines = tables.aligned(("run", "state", "step", "loss"), rows, names=2).split("\n")
+    told = [
+        f"{line:<{len(rule)}}  {one.told}".rstrip() for line, one in zip(lines, states.values())
+    ]
+    return "\n".join([head, rule, *told, "", summary(states)])
 
 
 def summary(states: Mapping[str, State]) -> str:

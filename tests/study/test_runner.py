@@ -209,8 +209,8 @@ def test_states_and_their_table(tmp_path):
     }
     assert progress.table(states).splitlines() == [
         "run    state     step  loss",
-        "-----  --------  ----  ----  -------------------",
-        "run    complete    50         demo natural 60.0 %",
+        "-----  --------  ----  ----",
+        "run    complete    50        demo natural 60.0 %",
         "other  failed                exit status 1: why",
         "",
         "1 of 2 complete, 1 failed",
