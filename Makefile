@@ -86,7 +86,7 @@ format: $(STAMP)  ## Rewrite the code in the house style
 	$(PY) -m ruff format .
 
 .PHONY: test
-test: lint $(BROWSER)  ## Lint, types and the tests (eleven minutes on two cores)
+test: lint $(BROWSER)  ## Lint, types and the tests (under ten minutes on two cores)
 	$(PYTEST) -m "not full and not gpu"
 
 .PHONY: test-full

@@ -44,12 +44,21 @@ from tools import bench_inputs, bench_step, cli
 
 FLAGS = flags.FLAGS
 PARTS = ("counts", "step", "loader", "filter")
-flags.DEFINE_list("parts", list(PARTS), "What to run.")
-flags.DEFINE_integer("batch_size", 16, "Pairs of a step on the CPU.", lower_bound=1)
-flags.DEFINE_string("peer_python", "", "A Python with torch and open_clip; empty leaves it out.")
-flags.DEFINE_integer("head_classes", 50, "Classes of the zero-shot head; ImageNet has 1000.")
-flags.DEFINE_list("gpu_variants", "4096+packed+dots,3072+dots", "What `bench_step` times on a GPU.")
-flags.DEFINE_integer("gpu_peer_batch", 2048, "Pairs of open_clip's step on a GPU.")
+
+
+def define_flags() -> None:
+    """The command line's, and those of `bench_step`."""
+    bench_step.define_flags()
+    flags.DEFINE_list("parts", list(PARTS), "What to run.")
+    flags.DEFINE_integer("batch_size", 16, "Pairs of a step on the CPU.", lower_bound=1)
+    flags.DEFINE_string(
+        "peer_python", "", "A Python with torch and open_clip; empty leaves it out."
+    )
+    flags.DEFINE_integer("head_classes", 50, "Classes of the zero-shot head; ImageNet has 1000.")
+    flags.DEFINE_list(
+        "gpu_variants", "4096+packed+dots,3072+dots", "What `bench_step` times on a GPU."
+    )
+    flags.DEFINE_integer("gpu_peer_batch", 2048, "Pairs of open_clip's step on a GPU.")
 
 
 def counts() -> None:
@@ -250,4 +259,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

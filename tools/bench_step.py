@@ -42,19 +42,22 @@ from configs import mix
 from tools import bench_inputs, cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", "ViT-B-32", "Name of the model.")
-flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
-flags.DEFINE_list("variants", "16,16+packed", "What to time.")
-flags.DEFINE_integer("warmup", 1, "Untimed steps of a variant.", lower_bound=1)
-flags.DEFINE_integer("steps", 1, "Steps of a round.", lower_bound=1)
-flags.DEFINE_integer("rounds", 4, "Rounds of a variant.", lower_bound=1)
-flags.DEFINE_integer("compile_threads", 1, "Variants compiled at a time.", lower_bound=1)
-flags.DEFINE_integer("matmul", 0, "Side of the matrices whose product is timed; 0: none.")
-flags.DEFINE_integer("encode", 0, "Images of a batch for the image tower alone; 0: none.")
-flags.DEFINE_integer("profile", 0, "Kernels to list that take most time; 0: no profile.")
-flags.DEFINE_string("out", "", "File that the results are added to, as JSON lines.")
-
 REMATS = ("dots", "full")
+
+
+def define_flags() -> None:
+    """The command line's: tests import several tools into one process."""
+    flags.DEFINE_string("model", "ViT-B-32", "Name of the model.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
+    flags.DEFINE_list("variants", "16,16+packed", "What to time.")
+    flags.DEFINE_integer("warmup", 1, "Untimed steps of a variant.", lower_bound=1)
+    flags.DEFINE_integer("steps", 1, "Steps of a round.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 4, "Rounds of a variant.", lower_bound=1)
+    flags.DEFINE_integer("compile_threads", 1, "Variants compiled at a time.", lower_bound=1)
+    flags.DEFINE_integer("matmul", 0, "Side of the matrices whose product is timed; 0: none.")
+    flags.DEFINE_integer("encode", 0, "Images of a batch for the image tower alone; 0: none.")
+    flags.DEFINE_integer("profile", 0, "Kernels to list that take most time; 0: no profile.")
+    flags.DEFINE_string("out", "", "File that the results are added to, as JSON lines.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,4 +313,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

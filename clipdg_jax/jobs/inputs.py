@@ -58,7 +58,7 @@ def ensure(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         with files.lock(place.with_name(f".{place.name}.lock"), wait=True):
             if _complete(place):
                 continue
-            own = load(given)
+            own = load(given, where="config.inputs")
             with own.unlocked():
                 own.data.root = config.data.root
                 if "demo" in own.data and "demo" in config.data:
@@ -68,12 +68,15 @@ def ensure(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             jobs.module(own).run(own, place)
 
 
-def load(given: str, fields: Sequence[str] = ()) -> ml_collections.ConfigDict:
+def load(
+    given: str, fields: Sequence[str] = (), where: str = "--config"
+) -> ml_collections.ConfigDict:
     """The config that a command line gives, locked.
 
     Args:
       given: what --config is given, `<file>[:<argument>]`.
       fields: "field=value", set as by --config.field=value; the last one of a field counts.
+      where: what an error begins with, the flag or field that named it.
 
     Raises:
       errors.UserError: there is no such config, argument or field.
@@ -81,7 +84,7 @@ def load(given: str, fields: Sequence[str] = ()) -> ml_collections.ConfigDict:
     path, _, _ = given.partition(":")
     if not pathlib.Path(path).is_file():
         raise errors.UserError(
-            f"--config={given}: {path} is no config file; run from the directory with configs/"
+            f"{where}: {path} is no config file; run from the directory with configs/"
         )
     argv = ["", f"--config={given}", *(f"--config.{field}" for field in fields)]
     own = flags.FlagValues()  # Not the process's: its command line is another one.
@@ -92,7 +95,7 @@ def load(given: str, fields: Sequence[str] = ()) -> ml_collections.ConfigDict:
     except errors.UserError:
         raise
     except Exception as error:  # A config file is anyone's code.
-        raise errors.UserError(f"--config={given}: {explain(error, argv)}") from error
+        raise errors.UserError(f"{where}: {given}: {explain(error, argv)}") from error
 
 
 def explain(error: Exception, argv: Sequence[str]) -> str:

@@ -1,13 +1,14 @@
 """The training benchmark: its inputs, its variants, and what it counts."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from absl import flags
 
 from clipdg_jax import errors
-from clipdg_jax.models import config as model_config
+from tests import children
 from tools import bench, bench_inputs, bench_step
 
 
@@ -40,38 +41,34 @@ def test_variants_say_what_differs():
             bench_step.parse(text)
 
 
-def test_counts_are_those_that_the_issue_asks_for(capsys):
-    """Three quarters of the FLOPs of a pair, and a quarter of a zero-shot head's."""
-    found = _with_flags(["--head_classes=20"], bench.counts, capsys)
-    share = float(re.search(r"training, a pair .*: x([\d.]+)", found)[1])
+def test_packing_saves_a_quarter_of_training_and_most_of_a_head():
+    done = _run("--parts=counts", "--head_classes=20")
+    assert done.returncode == 0, done.stderr
+    share = float(re.search(r"training, a pair .*: x([\d.]+)", done.stdout)[1])
     assert share <= 0.75
-    assert float(re.search(r"head, 20 x 80 .*: /([\d.]+)", found)[1]) >= 4
-    chunks, whole = map(int, re.search(r"(\d+) MiB of .* (\d+) at once", found).groups())
+    assert float(re.search(r"head, 20 x 80 .*: /([\d.]+)", done.stdout)[1]) >= 4
+    chunks, whole = map(int, re.search(r"(\d+) MiB of .* (\d+) at once", done.stdout).groups())
     assert whole >= 4 * 16_384**2 / 2**20
     assert chunks < whole / 3
 
 
 def test_a_part_that_is_none_is_refused():
-    with pytest.raises(errors.UserError, match="--parts: no 'steps'; there are counts, step"):
-        _with_flags(["--parts=steps"], lambda: bench.main([]))
+    done = _run("--parts=steps")
+    assert done.returncode == 2
+    assert "--parts: no 'steps'; there are counts, step" in done.stderr
 
 
-def _with_flags(arguments, function, capsys=None):
-    saved = flags.FLAGS.flag_values_dict()
-    flags.FLAGS(["bench", *arguments])
-    try:
-        function()
-    finally:
-        for name in (a[2:].partition("=")[0] for a in arguments):
-            flags.FLAGS[name].value = saved[name]
-    return capsys.readouterr().out if capsys else ""
+def _run(*arguments):
+    """In a process of its own: each tool has flags of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "tools.bench", *arguments],
+        capture_output=True,
+        text=True,
+        env=children.environment(),
+        cwd=children.REPO,
+        check=False,
+    )
 
 
 def test_the_spread_is_median_lowest_and_highest():
     assert bench.spread([3.0, 1.0, 2.0], ".1f") == "2.0 (1.0 to 3.0)"
-
-
-def test_a_head_of_prompts_needs_fewer_flops_with_any_model(capsys):
-    config = model_config.PRESETS["tiny"]
-    found = _with_flags(["--head_classes=5"], lambda: bench.head(config), capsys)
-    assert float(re.search(r"/([\d.]+)", found)[1]) > 1
