@@ -3,9 +3,8 @@ r"""Converts open_clip's and Hugging Face's CLIP weights to a checkpoint of ours
     python -m tools.convert_openclip --weights=openai/open_clip_model.safetensors --out=runs/openai
     python -m tools.convert_openclip --weights=vit_b_32.pt --model=ViT-B-32 --activation=gelu \
         --out=runs/mine
-    python -m tools.convert_openclip --checkpoint=runs/mix-plain --out=exported
-    python -m tools.convert_openclip --checkpoint=runs/mix-plain --out=exported \
-        --format=hugging_face
+    python -m tools.convert_openclip --checkpoint=runs/plain --out=exported
+    python -m tools.convert_openclip --checkpoint=runs/plain --out=exported --format=hugging_face
 
 In: safetensors, or torch.save's zip format, of which only tensors and dictionaries are read, and
 nothing is run. The result serves wherever a run's checkpoints do: `config.checkpoint` of evaluate,

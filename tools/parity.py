@@ -28,7 +28,6 @@ import scipy.stats
 from absl import flags
 from open_clip_train.scheduler import cosine_lr
 from PIL import Image
-from timm.data import ImageNetInfo
 
 from clipdg_jax.data import imagenet, images, resize, tokenizer
 from clipdg_jax.errors import UserError
@@ -40,7 +39,7 @@ from clipdg_jax.training import losses, optimizer, sharding
 from clipdg_jax.training import step as step_lib
 from tools import cli, parity_export, parity_findings, parity_inputs
 from tools.parity_findings import Finding
-from tools.reference import open_clip, torch
+from tools.reference import ImageNetInfo, open_clip, torch
 
 ARCHITECTURES = ("ViT-B-32", "ViT-B-32-quickgelu", "ViT-B-16", "ViT-L-14")
 OPTIM = {

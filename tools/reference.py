@@ -18,5 +18,6 @@ except RuntimeError:
     import torchvision
 import open_clip
 from open_clip import model as open_clip_model
+from timm.data import ImageNetInfo
 
-__all__ = ["open_clip", "open_clip_model", "torch", "torchvision"]
+__all__ = ["ImageNetInfo", "open_clip", "open_clip_model", "torch", "torchvision"]
