@@ -36,7 +36,9 @@ RANKS = {
 }
 
 # Reference implementations: fixtures and benchmarks use them, the package never does.
-REFERENCES = {"torch", "torchvision", "open_clip", "open_clip_train", "transformers", "faiss"}
+REFERENCES = {
+    *("torch", "torchvision", "open_clip", "open_clip_train", "timm", "transformers", "faiss")
+}
 
 
 def python_files(*folders: str) -> list[pathlib.Path]:
