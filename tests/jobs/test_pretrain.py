@@ -123,7 +123,7 @@ def test_a_run_that_is_stopped_on_eight_devices_goes_on_on_four(
     """SIGTERM, to one process or to the launcher of two; then half of the devices."""
     devices = 8 // processes
     first = command(tmp_path, f"--virtual_devices={devices}", "--config.data.workers=2")
-    environment = small_runs.environment()
+    environment = children.environment()
     if processes == 2:
         first = [str(small_runs.REPO / "launch" / "local.sh"), "2", *first[3:]]
         environment["PYTHON"] = sys.executable

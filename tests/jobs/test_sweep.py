@@ -132,7 +132,7 @@ def test_a_sweep_that_is_killed_twice_and_its_report(demo_root, tmp_path):
 
     def begin() -> subprocess.Popen:
         return subprocess.Popen(
-            command, env=small_runs.environment(), cwd=small_runs.REPO, stderr=subprocess.PIPE
+            command, env=children.environment(), cwd=small_runs.REPO, stderr=subprocess.PIPE
         )
 
     for number, (sent, status) in enumerate(((signal.SIGTERM, 75), (signal.SIGKILL, -9)), 1):
