@@ -14,6 +14,7 @@ import pytest
 from clipdg_jax import errors, jobs
 from clipdg_jax.jobs import report, sweep
 from clipdg_jax.study import cells as cells_lib
+from tests import children
 from tests.jobs import small_runs
 
 MIXES = (
