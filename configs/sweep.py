@@ -61,7 +61,7 @@ def demo() -> ml_collections.ConfigDict:
     config.cells = tuple(f"configs/mix.py:study,{mix}" for mix in (*mixes, *controls))
     config.seeds = (0, 1, 2)
     # All see as many examples, so that they differ in which records these are of.
-    fields = ("examples=128000", "eval_every=500", "data.root=data/sweep", "data.demo.pool=40000")
+    fields = ("examples=64000", "eval_every=500", "data.root=data/sweep", "data.demo.pool=40000")
     config.set = fields
     return config
 
