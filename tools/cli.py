@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from absl import app, flags
 
+from clipdg_jax import stopping
 from clipdg_jax.data import tokenizer, writing
 from clipdg_jax.errors import UserError
 
@@ -33,6 +34,9 @@ def run(main: Callable[[Sequence[str]], object], positional: int = 0) -> None:
             main(argv)
         except UserError as error:
             _refuse(str(error))
+        except stopping.Stopped as stopped:
+            print(f"stopped: {stopped}; the same command again goes on", file=sys.stderr)
+            sys.exit(stopping.EXIT_STATUS)
         except KeyboardInterrupt:
             print("interrupted; the same command again goes on from here", file=sys.stderr)
             sys.exit(130)

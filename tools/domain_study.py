@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import json
 import math
 import pathlib
 import statistics
@@ -32,13 +33,23 @@ import matplotlib
 from absl import flags
 
 from clipdg_jax import errors
+from clipdg_jax.data import files
 from clipdg_jax.domains import calibration, measures, report
 from clipdg_jax.evaluation import tables
+from clipdg_jax.study import cells as cells_lib
+from clipdg_jax.study import runner
 from configs import classify
-from tools import cells as cells_lib
 from tools import cli, domain_figure
 
 matplotlib.use("Agg")
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("runs", "runs/domain-study", "Where the runs and the tables go.")
+flags.DEFINE_integer(
+    "parallel", 1, "Runs at a time, each on its own share of the cores.", lower_bound=1
+)
+flags.DEFINE_integer("seeds", 5, "Seeds of finetune and ensemble.", lower_bound=1)
+flags.DEFINE_multi_string("set", [], "field=value, handed to every run as --config.field.")
 
 CONFIG = "configs/classify.py:compare"
 METHODS = ("finetune", "ensemble")  # Those of every seed.
@@ -75,8 +86,8 @@ class Cell:
             return f"noise{self.noise:g}"
         return f"seed{self.seed}" if self.labels is None else f"labels{self.labels}"
 
-    def command(self, runs: pathlib.Path, extra: Sequence[str]) -> list[str]:
-        """The command line of the run; what makes it this cell comes last, and so counts."""
+    def run(self, extra: Sequence[str]) -> cells_lib.Cell:
+        """The run; what makes it this cell comes last, and so counts."""
         fields = [*extra, f"seed={self.seed}"]
         if self.seed:
             fields += [f"compare={','.join(METHODS)}", f"data.test_sets={TEST_SET}"]
@@ -86,7 +97,7 @@ class Cell:
             fields.append(f"{RATE_FIELD}={self.noise}")
         if self.labels is not None:
             fields.append(f"{COUNT_FIELD}={self.labels}")
-        return cells_lib.command(CONFIG, runs / self.name, fields)
+        return cells_lib.Cell(self.name, CONFIG, tuple(fields))
 
 
 def cells(seeds: int, extra: Sequence[str] = ()) -> list[Cell]:
@@ -231,7 +242,8 @@ def summarise(
         refusals(found),
     ]
     text = "\n\n".join(block for block in blocks if block) + "\n"
-    cells_lib.write(runs, text, {cell.name: results for cell, results in found.items()})
+    files.write_text(runs / "study.md", text)
+    files.write_json(runs / "study.json", {cell.name: results for cell, results in found.items()})
     others = [row for seed, row in by_seed[SWEPT].items() if seed]
     target = setting("calibration.target", extra)
     domain_figure.draw(runs / "study.png", by_noise, by_labels, others, (rate, count), target)
@@ -240,13 +252,13 @@ def summarise(
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    given = flags.FLAGS
-    runs, extra = pathlib.Path(given.runs), given.set
-    todo = cells(given.seeds, extra)
-    results = cells_lib.run_all(todo, runs, extra, given.parallel)
-    print(summarise(dict(zip(todo, results, strict=True)), runs, extra))
+    runs, extra = pathlib.Path(FLAGS.runs), FLAGS.set
+    todo = cells(FLAGS.seeds, extra)
+    files.make_directory(runs)
+    runner.run_all([cell.run(extra) for cell in todo], runs, FLAGS.parallel)
+    found = {cell: json.loads((runs / cell.name / "results.json").read_text()) for cell in todo}
+    print(summarise(found, runs, extra))
 
 
 if __name__ == "__main__":
-    cells_lib.define_flags("runs/domain-study", 5, " and ".join(METHODS))
     cli.run(main)

@@ -1,7 +1,6 @@
 """A sweep: runs of other configs, in turn or as a list for a launcher, and one table of them."""
 
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +11,8 @@ from clipdg_jax.data import files, mixture
 from clipdg_jax.evaluation import tables
 from clipdg_jax.jobs import inputs, pretrain
 from clipdg_jax.study import cells as cells_lib
-from clipdg_jax.study import progress, runner
+from clipdg_jax.study import runner
 from clipdg_jax.training import dry_run, workdir
-
-STATUS = "status.txt"  # The live table, for whoever is not at the terminal.
 
 
 def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
@@ -38,15 +35,7 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         raise errors.UserError(f"config.parallel: {config.parallel} is too few; 1 or more")
     identities = [files.digest(workdir.split_config(one)[0]) for one in loaded]
     _claim(directory, cells_lib.describe(cells, identities))
-    table = _Table(directory / STATUS)
-    running = runner.Runner(cells, directory, lambda cell: cell.command(directory), table.show)
-    failed = running.run(config.parallel)
-    if failed:
-        told = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-        raise errors.UserError(
-            f"{len(failed)} of {len(cells)} runs failed; the same command again tries them anew, "
-            f"their logs are in {directory}. {told}"
-        )
+    runner.run_all(cells, directory, config.parallel)
     results = {"job": "sweep", "cells": [cell.name for cell in cells]}
     files.write_json(directory / "results.json", results)
 
@@ -71,31 +60,6 @@ def describe(cells: Sequence[cells_lib.Cell], loaded: Sequence[ml_collections.Co
         f"{tables.aligned(head, rows)}\n\nHours of one device, at an assumed MFU of "
         f"{dry_run.ASSUMED_MFU}; 8 devices take an eighth."
     )
-
-
-class _Table:
-    """Shows the cells: redrawn in place on a terminal, else line by line as they change."""
-
-    def __init__(self, path: pathlib.Path):
-        self._path = path
-        self._lines = 0
-        self._kinds: dict[str, str] = {}
-
-    def show(self, states: Mapping[str, progress.State]) -> None:
-        text = progress.table(states)
-        files.write_text(self._path, text + "\n")
-        if sys.stdout.isatty():
-            up = f"\x1b[{self._lines}F\x1b[J" if self._lines else ""
-            print(up + text, flush=True)
-            self._lines = len(text.splitlines())
-            return
-        changed = [name for name, one in states.items() if self._kinds.get(name) != one.kind]
-        for name in changed if self._kinds else ():
-            one = states[name]
-            print(f"{one.kind}: {name}{f': {one.told}' if one.told else ''}", flush=True)
-        if changed:
-            print(progress.summary(states), flush=True)
-        self._kinds = {name: one.kind for name, one in states.items()}
 
 
 def _operations(count: float) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clipdg_jax.data import files
 from clipdg_jax.evaluation import tables, zero_shot
 
 _TAIL_BYTES = 4096
@@ -99,6 +101,35 @@ def summary(states: Mapping[str, State]) -> str:
         if kind in kinds
     ]
     return ", ".join([f"{kinds.count('complete')} of {len(kinds)} complete", *others])
+
+
+class Table:
+    """Shows the cells: redrawn in place on a terminal, else line by line as they change.
+
+    Args:
+      path: where it is written too, for whoever is not at the terminal.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._lines = 0
+        self._kinds: dict[str, str] = {}
+
+    def show(self, states: Mapping[str, State]) -> None:
+        text = table(states)
+        files.write_text(self._path, text + "\n")
+        if sys.stdout.isatty():
+            up = f"\x1b[{self._lines}F\x1b[J" if self._lines else ""
+            print(up + text, flush=True)
+            self._lines = len(text.splitlines())
+            return
+        changed = [name for name, one in states.items() if self._kinds.get(name) != one.kind]
+        for name in changed if self._kinds else ():
+            one = states[name]
+            print(f"{one.kind}: {name}{f': {one.told}' if one.told else ''}", flush=True)
+        if changed:
+            print(summary(states), flush=True)
+        self._kinds = {name: one.kind for name, one in states.items()}
 
 
 def _accuracies(workdir: Path) -> str:

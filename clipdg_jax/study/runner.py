@@ -25,8 +25,27 @@ from clipdg_jax.study import cells as cells_lib
 from clipdg_jax.study import progress
 
 _POLL_SECONDS = 0.5
+STATUS = "status.txt"  # The live table, in the sweep's directory.
 # What a child gets to save its checkpoint in before it is killed.
 GRACE_SECONDS = 120.0
+
+
+def run_all(cells: Sequence[cells_lib.Cell], directory: Path, parallel: int = 1) -> None:
+    """Runs every cell that is not complete, and shows how far they are.
+
+    Raises:
+      UserError: cells failed; the others are complete.
+      stopping.Stopped: SIGTERM came.
+    """
+    table = progress.Table(directory / STATUS)
+    running = Runner(cells, directory, lambda cell: cell.command(directory), table.show)
+    failed = running.run(parallel)
+    if failed:
+        told = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise UserError(
+            f"{len(failed)} of {len(cells)} runs failed; the same command again tries them anew, "
+            f"their logs are in {directory}. {told}"
+        )
 
 
 @dataclasses.dataclass

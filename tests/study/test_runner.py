@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from clipdg_jax import stopping
+from clipdg_jax import errors, stopping
 from clipdg_jax.study import cells, progress, runner
 
 ROOT = pathlib.Path(runner.__file__).parents[2]
@@ -215,3 +215,28 @@ def test_states_and_their_table(tmp_path):
         "",
         "1 of 2 complete, 1 failed",
     ]
+
+
+def test_runs_at_a_time_get_equal_shares_of_the_cores(tmp_path, monkeypatch):
+    shares = []
+    monkeypatch.setattr(runner.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(runner.os, "sched_setaffinity", lambda _, share: shares.append(share))
+    Sweep(tmp_path, a="done()", b="done()", c="done()").runner.run(parallel=2)
+    assert len(shares) == 3
+    assert set(shares) == {frozenset({0, 2}), frozenset({1, 3})}
+    # More at a time than cores: each may use all of them.
+    shares.clear()
+    many = {f"c{i}": "done()" for i in range(5)}
+    Sweep(tmp_path, **many).runner.run(parallel=5)
+    assert frozenset({0, 1, 2, 3}) in shares
+
+
+def test_what_failed_is_told_after_the_others_are_complete(tmp_path, monkeypatch):
+    sweep = Sweep(tmp_path, bad="sys.exit('error: labels: are wrong')", good="done()")
+    monkeypatch.setattr(cells.Cell, "command", lambda cell, _: sweep.command(cell.name))
+    made = [cells.Cell(name, "configs/x.py", ()) for name in sweep.codes]
+    with pytest.raises(errors.UserError) as raised:
+        runner.run_all(made, tmp_path)
+    assert "1 of 2 runs failed" in str(raised.value)
+    assert str(raised.value).endswith("bad: exit status 1: error: labels: are wrong")
+    assert "1 of 2 complete, 1 failed" in (tmp_path / runner.STATUS).read_text()

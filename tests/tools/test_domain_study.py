@@ -18,7 +18,7 @@ RUNS = pathlib.Path("runs/x")
 
 def _fields(cell, extra=()):
     """What the command line of a cell sets, and the config that comes of it."""
-    flags = [part for part in cell.command(RUNS, extra) if part.startswith("--config.")]
+    flags = [part for part in cell.run(extra).command(RUNS) if part.startswith("--config.")]
     pairs = dict(flag.removeprefix("--config.").split("=", 1) for flag in flags)
     config = classify.get_config("compare")
     flat = {}
@@ -99,7 +99,7 @@ def test_cells_are_the_studys():
         assert config.labels.simulate.train == (cell.labels or simulate.train)
         for same in ("validation", "test", "folds", "min_annotators"):
             assert config.labels[same] == default.labels[same]
-    assert f"--workdir={RUNS / 'noise0.1'}" in Cell(noise=0.1).command(RUNS, [])
+    assert f"--workdir={RUNS / 'noise0.1'}" in Cell(noise=0.1).run([]).command(RUNS)
 
 
 def test_settings_move_the_default_but_not_the_cells():
