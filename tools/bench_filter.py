@@ -152,10 +152,10 @@ class Turn:
     seconds: float
     cpu: float
     peak_mb: float
-    counts: Mapping[str, int]
+    counts: Mapping[str, float]
 
 
-def _timed(work: Callable[[], Mapping[str, int]]) -> Turn:
+def _timed(work: Callable[[], Mapping[str, float]]) -> Turn:
     before = time.process_time()
     start = time.perf_counter()
     counts = work()
@@ -166,7 +166,7 @@ def _timed(work: Callable[[], Mapping[str, int]]) -> Turn:
     return Turn(seconds, cpu, max(own.ru_maxrss, children.ru_maxrss) / 1024, counts)
 
 
-def run(work: Callable[[], Mapping[str, int]]) -> Turn:
+def run(work: Callable[[], Mapping[str, float]]) -> Turn:
     """`work()`, measured in a new process."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:

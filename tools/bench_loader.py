@@ -31,18 +31,16 @@ import os
 import pathlib
 import statistics
 import subprocess
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import simplejpeg
 from absl import flags
-from PIL import Image
 
 from clipdg_jax import errors
-from clipdg_jax.data import dataset, demo, engine, loader, mixture, schema, tokenizer, writing
-from tools import cli
+from clipdg_jax.data import dataset, engine, loader, mixture, schema, tokenizer, writing
+from tools import bench_pictures, cli
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("records", 4096, "Records in each copy of the data.", lower_bound=256)
@@ -87,24 +85,10 @@ class SlowDisk:
         return self._inner.records(start, stop)
 
 
-def draw(count: int, folder: pathlib.Path) -> list[tuple[bytes, str]]:
-    """JPEGs with captions."""
-    world = demo.World(256, 0.6)
-    pictures = []
-    for number in range(count):
-        styles = demo.RENDITION_STYLES
-        style = styles[number // 4 % len(styles)] if number % 4 == 3 else demo.NATURAL
-        example = demo.render(world, style, 0, number)
-        path = folder / "picture.jpg"
-        Image.fromarray(example.image).save(path, quality=95)
-        pictures.append((path.read_bytes(), example.caption))
-    return pictures
-
-
 class _Maker:
     """The shard engine's function: from record numbers to records."""
 
-    def __init__(self, pictures: Sequence[tuple[bytes, str]]) -> None:
+    def __init__(self, pictures: Sequence[bench_pictures.Picture]) -> None:
         self._pictures = pictures
 
     def __call__(self, numbers: Iterator[int]) -> Iterator[schema.Record]:
@@ -115,7 +99,7 @@ class _Maker:
             yield schema.Record(f"{number:08d}", image, caption, ids)
 
 
-def write_dataset(out: pathlib.Path, pictures: Sequence[tuple[bytes, str]], records: int):
+def write_dataset(out: pathlib.Path, pictures: Sequence[bench_pictures.Picture], records: int):
     return writing.write_dataset(
         out,
         engine.index_shards(records, 1024),
@@ -123,20 +107,6 @@ def write_dataset(out: pathlib.Path, pictures: Sequence[tuple[bytes, str]], reco
         config={},
         tokenizer=tokenizer.get_tokenizer().hash,
     )
-
-
-def write_tars(out: pathlib.Path, pictures: Sequence[tuple[bytes, str]], records: int) -> str:
-    """Tars as img2dataset writes them; returns webdataset's name for all of them."""
-    out.mkdir()
-    part = out / "part"
-    for tar in range(_TARS):
-        with tarfile.open(out / f"{tar:05d}.tar", "w") as archive:
-            for number in range(tar, records, _TARS):
-                image, caption = pictures[number % len(pictures)]
-                for suffix, data in (("jpg", image), ("txt", caption.encode())):
-                    part.write_bytes(data)
-                    archive.add(part, f"{number:08d}.{suffix}")
-    return f"{out}/{{00000..{_TARS - 1:05d}}}.tar"
 
 
 @contextlib.contextmanager
@@ -281,7 +251,7 @@ def main(_: Sequence[str]) -> None:
     )
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = pathlib.Path(name)
-        pictures = draw(FLAGS.pictures, folder)
+        pictures = bench_pictures.draw(FLAGS.pictures)
         size = statistics.mean(len(image) for image, _ in pictures)
         print(f"mean {size / 1000:.1f} kB an image")
         source = write_dataset(folder / "photos", pictures, FLAGS.records)
@@ -304,8 +274,9 @@ def main(_: Sequence[str]) -> None:
             "decode": enter(decode_turns([image for image, _ in pictures])),
         }
         if FLAGS.peer_python:
-            tars = write_tars(folder / "tars", pictures, FLAGS.records)
-            turns["open_clip"] = enter(peer_turns(tars))
+            bench_pictures.write_tars(folder / "tars", pictures, _TARS, FLAGS.records)
+            names = f"{folder}/tars/{{00000..{_TARS - 1:05d}}}.tar"  # webdataset's way
+            turns["open_clip"] = enter(peer_turns(names))
         measure(turns, "open_clip" if FLAGS.peer_python else "decode")
 
 
