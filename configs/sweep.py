@@ -14,9 +14,9 @@ runs are printed, one line of arguments each, for a launcher (launch/slurm.sh) t
 array task i. Then configs/report.py makes a page of the results.
 
 Presets:
-  demo   seven ratios of natural to rendition records, 32 000 in all; as controls, random records of
+  demo   seven ratios of natural to rendition records, 16 000 in all; as controls, random records of
          the unsorted pool, of the same and of smaller numbers, and natural alone in as small ones;
-         three seeds: 45 runs of about 5 minutes of one core.
+         three seeds: 45 runs of about 3 minutes of one core.
   study  the mixes of the README, three seeds, and the cue correlation at three values: 13 runs of
          10 minutes of one core.
   paper  the 26 pre-trainings of the domain study, one seed; see configs/paper.py.
@@ -27,9 +27,9 @@ import ml_collections
 from configs import paper as paper_runs
 
 PRESETS = ("demo", "study", "paper")
-RATIOS = ("32k,0k", "28k,4k", "24k,8k", "16k,16k", "8k,24k", "4k,28k", "0k,32k")
-POOL = ("32k", "16k", "8k", "4k", "2k")
-NATURAL = ("16k", "8k", "4k")
+RATIOS = ("16k,0k", "14k,2k", "12k,4k", "8k,8k", "4k,12k", "2k,14k", "0k,16k")
+POOL = ("16k", "8k", "4k", "2k", "1k")
+NATURAL = ("8k", "4k", "2k")
 STUDY_MIXES = ("natural=1,rendition=0", "natural=3,rendition=1", "natural=0,rendition=1")
 
 
@@ -61,8 +61,8 @@ def demo() -> ml_collections.ConfigDict:
     config.cells = tuple(f"configs/mix.py:study,{mix}" for mix in (*mixes, *controls))
     config.seeds = (0, 1, 2)
     # All see as many examples, so that they differ in which records these are of.
-    fields = ("examples=64000", "eval_every=500", "data.root=data/sweep", "data.demo.pool=40000")
-    config.set = fields
+    sizes = (f"data.demo.{name}=16000" for name in ("natural", "rendition", "pool"))
+    config.set = ("examples=64000", "eval_every=500", "data.root=data/sweep", *sizes)
     return config
 
 
