@@ -62,7 +62,8 @@ def demo() -> ml_collections.ConfigDict:
     config.seeds = (0, 1, 2)
     # All see as many examples, so that they differ in which records these are of.
     sizes = (f"data.demo.{name}=16000" for name in ("natural", "rendition", "pool"))
-    config.set = ("examples=64000", "eval_every=500", "data.root=data/sweep", *sizes)
+    length = ("batch_size=32", "steps=1000", "eval_every=500")
+    config.set = (*length, "data.root=data/sweep", *sizes)
     return config
 
 
