@@ -17,10 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 import safetensors
-import safetensors.numpy
 from jaxtyping import Int8
 
-from clipdg_jax.data import files
+from clipdg_jax.data import files, tensors
 from clipdg_jax.domains import calibration as calibration_lib
 from clipdg_jax.domains import inputs as inputs_lib
 from clipdg_jax.domains import methods
@@ -103,14 +102,7 @@ def load(directory: str | pathlib.Path, mesh: jax.sharding.Mesh) -> Classifier:
 def write_state(directory: pathlib.Path, state: method_lib.State) -> None:
     """Writes a fitted method, whole or not at all."""
     files.make_directory(directory)
-    # In C order, which the format takes for granted, without making a vector of a scalar.
-    arrays = {name: np.asarray(value, order="C") for name, value in state.arrays.items()}
-    meta = {_META: json.dumps(dict(state.meta))}
-    with files.whole(directory / STATE) as unfinished:
-        try:
-            safetensors.numpy.save_file(arrays, unfinished, metadata=meta)
-        except safetensors.SafetensorError as error:
-            raise OSError(str(error)) from error  # which it is
+    tensors.write(directory / STATE, state.arrays, {_META: json.dumps(dict(state.meta))})
 
 
 def read_state(directory: pathlib.Path) -> method_lib.State:

@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 
-from clipdg_jax.data import files
+from clipdg_jax.data import files, tensors
 from clipdg_jax.errors import UserError
 from clipdg_jax.interop import architectures, leaves, state_dicts, torch_file
 from clipdg_jax.models import config as config_lib
@@ -186,8 +185,7 @@ def export(
     note = {"format": "pt", NOTE: json.dumps(config.architecture, sort_keys=True)}
     for name, document in documents.items():
         files.write_json(out / name, document)
-    with files.whole(out / weights_file) as unfinished:
-        safetensors.numpy.save_file(state, unfinished, note)
+    tensors.write(out / weights_file, state, note)
     return [str(out / name) for name in (*documents, weights_file)]
 
 
