@@ -19,7 +19,8 @@ Presets:
   encoder  a tiny CLIP on the unsorted demo pool, for the domain classifiers to start from. A
          minute on two cores.
   pacs   a tiny CLIP at 64 px on photo, art_painting, cartoon and sketch, imported to data/pacs by
-         `python -m tools.import_folder`. 10 minutes of one core; 62 % photo, 52 % the others.
+         `python -m tools.import_folder`. 10 to 19 minutes of one core; 58 % photo, 51 % the
+         others.
   paper  ViT-B/32, batch 16 384, 32 epochs, for 4 or 8 A100s or a TPU slice; the datasets are
          `data/natural` and `data/rendition`. Add --config.dry_run=True to see what it takes.
 
