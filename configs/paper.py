@@ -5,8 +5,9 @@
 
 The argument is one of those below; `configs/sweep.py:paper` is all the pre-trainings together.
 Hardware: 8 A100 with 80 GB, or as many FLOP/s of anything else. Hours are those of the dry run,
-arithmetic at an assumed MFU of 0.4, no measurement: published runs reach 0.09 to 0.13, and so take
-three to four times as long. The pre-trainings are ViT-B/32, batch 16 384, 32 epochs of the records
+arithmetic at an assumed MFU of 0.4 with captions packed, no measurement: one H100 reached 0.35 of
+the rate at which it multiplies matrices, fed from its own memory, and published runs of others
+reach 0.09 to 0.13. The pre-trainings are ViT-B/32, batch 16 384, 32 epochs of the records
 that are named, of data/natural (LAION-Natural, 57 M), data/rendition (LAION-Rendition, 16 M) and
 data/random-natural (random records of the pool), which `curate` writes.
 
@@ -23,32 +24,32 @@ data/random-natural (random records of the pool), which `curate` writes.
     domainnet             0.8  the same; zero-shot 82.5 % real, 58.3 % on four others
 
     pre-training                     hours
-    natural=57M                       22.5
-    natural=45M                       17.8
-    natural=30M                       11.8
-    natural=16M                        6.3
-    random-natural=57M                22.5
-    random-natural=45M                17.8
-    random-natural=30M                11.8
-    random-natural=16M                 6.3
-    rendition=16M                      6.3
-    natural=44M,rendition=13M         22.5
-    natural=41M,rendition=16M         22.5
-    natural=22.5M,rendition=7.5M      11.8
-    natural=15M,rendition=15M         11.8
-    natural=15.75M,rendition=0.25M     6.3
-    natural=15.5M,rendition=0.5M       6.3
-    natural=15M,rendition=1M           6.3
-    natural=14M,rendition=2M           6.3
-    natural=12M,rendition=4M           6.3
-    natural=8M,rendition=8M            6.3
-    natural=4M,rendition=12M           6.3
-    natural=0.5M,rendition=15.5M       6.3
-    natural=8M,rendition=0M            3.2
-    natural=6M,rendition=2M            3.2
-    natural=4M,rendition=4M            3.2
-    natural=2M,rendition=6M            3.2
-    natural=0M,rendition=8M            3.2
+    natural=57M                       15.5
+    natural=45M                       12.2
+    natural=30M                        8.2
+    natural=16M                        4.3
+    random-natural=57M                15.5
+    random-natural=45M                12.2
+    random-natural=30M                 8.2
+    random-natural=16M                 4.3
+    rendition=16M                      4.3
+    natural=44M,rendition=13M         15.5
+    natural=41M,rendition=16M         15.5
+    natural=22.5M,rendition=7.5M       8.2
+    natural=15M,rendition=15M          8.2
+    natural=15.75M,rendition=0.25M     4.3
+    natural=15.5M,rendition=0.5M       4.3
+    natural=15M,rendition=1M           4.3
+    natural=14M,rendition=2M           4.3
+    natural=12M,rendition=4M           4.3
+    natural=8M,rendition=8M            4.3
+    natural=4M,rendition=12M           4.3
+    natural=0.5M,rendition=15.5M       4.3
+    natural=8M,rendition=0M            2.2
+    natural=6M,rendition=2M            2.2
+    natural=4M,rendition=4M            2.2
+    natural=2M,rendition=6M            2.2
+    natural=0M,rendition=8M            2.2
 
 Its findings to compare with: natural alone reaches about 0.4 of the accuracy of a CLIP trained on
 random records on renditions (relative, corrected for chance), and the best ratio of rendition to

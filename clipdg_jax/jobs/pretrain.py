@@ -91,10 +91,7 @@ def plan(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
             f"config.accumulate: {config.accumulate} parts on {mesh.size} devices do not divide "
             f"the batch size {config.batch_size}; give 1, or a divisor"
         )
-    layout = None
-    if config.data.pack_rows:
-        context = model.config.text.context_length
-        layout = packing.layout(config.batch_size, parts, context, config.data.pack_rows)
+    layout = _layout(config, model.config, parts)
     mix = mixture.parse_mix(config.data.mix)
     steps = length(config, mix)
     tx = optimizer.make_optimizer(config.optim, steps)
@@ -114,6 +111,16 @@ def plan(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
         abstract=step.abstract_state(init, rng, tx, mesh),
         layout=layout,
     )
+
+
+def _layout(
+    config: ml_collections.ConfigDict, model: model_config.ClipConfig, groups: int
+) -> packing.Layout | None:
+    """How captions share rows; None where each has its own."""
+    if not config.data.pack_rows:
+        return None
+    context = model.text.context_length
+    return packing.layout(config.batch_size, groups, context, config.data.pack_rows)
 
 
 def length(config: ml_collections.ConfigDict, mix: mixture.Mix) -> int:
@@ -140,11 +147,23 @@ def length(config: ml_collections.ConfigDict, mix: mixture.Mix) -> int:
     return steps
 
 
-def operations(config: ml_collections.ConfigDict) -> int:
-    """FLOP of a whole run, in closed form (`models.flops`); touches no device."""
+def operations(config: ml_collections.ConfigDict) -> float:
+    """FLOP of a whole run, in closed form (`models.flops`), as its dry run has them.
+
+    Touches no device: the captions of a batch are packed as on one.
+    """
     model = model_config.from_config({**config.model.to_dict(), "dtype": config.dtype})
+    layout = _layout(config, model, groups=1)
     steps = length(config, mixture.parse_mix(config.data.mix))
-    return flops.train_flops_per_pair(model) * config.batch_size * steps
+    return _flops_per_pair(model, layout) * config.batch_size * steps
+
+
+def _flops_per_pair(model: model_config.ClipConfig, layout: packing.Layout | None) -> float:
+    """Forward and backward; where captions share rows, of the fewest that there may be."""
+    if layout is None:
+        return flops.train_flops_per_pair(model)
+    rows = layout.sizes[0] / layout.captions
+    return flops.train_flops_per_pair(model, layout.columns, rows)
 
 
 def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
@@ -169,7 +188,6 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 def describe(planned: Plan) -> str:
     """The dry run's report; needs no data."""
     config = planned.config
-    shortest = None if planned.layout is None else planned.layout.sizes[0]
     return dry_run.report(
         name=config.model.name,
         state=planned.abstract,
@@ -179,8 +197,7 @@ def describe(planned: Plan) -> str:
         mesh=planned.mesh,
         batch_size=config.batch_size,
         steps=planned.steps,
-        flops_per_example=step_flops(planned, abstract_batch(planned, shortest))
-        / config.batch_size,
+        flops_per_example=_flops_per_pair(planned.model.config, planned.layout),
         captions=_captions(planned.layout),
     )
 
@@ -377,11 +394,8 @@ def _with_batch_metrics(objective: losses.Objective) -> losses.Objective:
     return wrapped
 
 
-def abstract_batch(planned: Plan, rows: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global batch, as the step takes it.
-
-    rows: of tokens in each group of packed captions; by default the most that there may be.
-    """
+def abstract_batch(planned: Plan) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch, as the step takes it; of packed captions with the most rows."""
     size, model, layout = planned.config.batch_size, planned.model.config, planned.layout
     side = model.vision.image_size
     shapes = {
@@ -392,7 +406,7 @@ def abstract_batch(planned: Plan, rows: int | None = None) -> dict[str, jax.Shap
         "stop": ((size,), jnp.bool_),
     }
     if layout is not None:
-        slots = (layout.groups * (rows or layout.sizes[-1]), layout.columns)
+        slots = (layout.groups * layout.sizes[-1], layout.columns)
         shapes |= {"tokens": (slots, jnp.int32), "positions": (slots, jnp.int32)}
         shapes["ends"] = ((layout.groups, layout.captions), jnp.int32)
     return {name: jax.ShapeDtypeStruct(*value) for name, value in shapes.items()}
