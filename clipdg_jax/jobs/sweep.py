@@ -44,7 +44,7 @@ def describe(cells: Sequence[cells_lib.Cell], loaded: Sequence[ml_collections.Co
     """The dry run's report: every cell and what it takes, as far as it pre-trains."""
     head = ("run", "steps", "examples", "FLOP", *(f"{d}-hours" for d in dry_run.DEVICES))
     rows: list[tuple[str, ...]] = []
-    total = 0
+    total = 0.0
     for cell, config in zip(cells, loaded, strict=True):
         if config.job != "pretrain":
             rows.append((cell.name, *[""] * (len(head) - 1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,29 @@ from clipdg_jax.evaluation import plots, robustness
 from clipdg_jax.study.groups import DOMAINS, Group, Study
 from clipdg_jax.training import metrics
 
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """One of them.
+
+    Attributes:
+      name: its own in a report, and its file's.
+      svg: a whole SVG document.
+      about: what it shows.
+    """
+
+    name: str
+    svg: str
+    about: str
+
+
 _SIZE = (5.2, 4.0)  # Inches; at 9 to 11 points the text suits a screen of 400 pixels.
 _TICKS = (0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5)  # Of logit axes, %.
 _SHARES = matplotlib.colormaps["viridis"]
 _MEAN = "#000000"
 
 
-def mixing(curve: Mapping[str, Any], title: str) -> str:
+def mixing(curve: Mapping[str, Any], title: str) -> Chart:
     """Accuracies by the share of natural records, with intervals; the best share and its interval.
 
     Args:
@@ -45,10 +62,11 @@ def mixing(curve: Mapping[str, Any], title: str) -> str:
     axes.set_xlabel("natural records, % of the mix", color=plots.INK)
     axes.set_ylabel("zero-shot top-1, %", color=plots.INK)
     axes.legend(frameon=False, fontsize=9, labelcolor=plots.INK)
-    return _svg(figure)
+    name = "mixing" if not curve["records"] else f"mixing-{curve['records']:.0f}"
+    return Chart(name, _svg(figure), "Accuracy by share of natural records, and the best share")
 
 
-def against_the_line(found: Mapping[str, Any], study: Study, marked: Sequence[str]) -> str:
+def against_the_line(found: Mapping[str, Any], study: Study, marked: Sequence[str]) -> Chart:
     """Rendition against natural accuracy on logit axes, with the baselines' line and its band.
 
     Args:
@@ -85,10 +103,11 @@ def against_the_line(found: Mapping[str, Any], study: Study, marked: Sequence[st
     for axis, domain in ((axes.xaxis, "natural"), (axes.yaxis, "rendition")):
         _percent_of_logits(axis)
         axis.set_label_text(f"{domain}, top-1 in %, logit scale", color=plots.INK)
-    return _svg(figure)
+    about = "Rendition against natural accuracy on logit axes, and the line of the baselines"
+    return Chart("robustness", _svg(figure), about)
 
 
-def law(predictions: Sequence[Mapping[str, Any]]) -> str:
+def law(predictions: Sequence[Mapping[str, Any]]) -> Chart:
     """Observed against predicted accuracy with prediction intervals; mixes left out, and others."""
     figure, axes = _axes("the law's predictions")
     axes.plot([0, 100], [0, 100], color="#777777", linewidth=1)
@@ -105,11 +124,12 @@ def law(predictions: Sequence[Mapping[str, Any]]) -> str:
     values = [one[key] for one in predictions for key in ("observed", "low", "high")]
     axes.set_xlim(100 * min(values) - 2, 100 * max(values) + 2)
     axes.set_ylim(100 * min(values) - 2, 100 * max(values) + 2)
-    return _svg(figure)
+    about = "Observed against predicted accuracy, with prediction intervals"
+    return Chart("law", _svg(figure), about)
 
 
-def learning(study: Study) -> list[tuple[str, str]]:
-    """(SVG, what it shows): the loss over steps, and each domain's accuracy where it was measured.
+def learning(study: Study) -> list[Chart]:
+    """The loss over steps, and each domain's accuracy where it was measured.
 
     Each line is a group, the mean of its seeds; those in the usual setting only.
     """
@@ -120,7 +140,7 @@ def learning(study: Study) -> list[tuple[str, str]]:
     for group in groups:
         _draw(axes, group, [[(r["step"], r["loss"]) for r in own if "loss" in r] for own in
                             rows[group.label]])  # fmt: skip
-    charts.append((_svg(loss), "Training loss over steps, a line for each mix"))
+    charts.append(Chart("loss", _svg(loss), "Training loss over steps, a line for each mix"))
     for domain in DOMAINS:
         names = [
             f"zero_shot/{name}" for name, one in study.test_sets.items() if one["domain"] == domain
@@ -139,7 +159,7 @@ def learning(study: Study) -> list[tuple[str, str]]:
             drawn += _draw(axes, group, curves)
         if drawn:
             about = f"Zero-shot accuracy on {domain} images over steps, a line for each mix"
-            charts.append((_svg(figure), about))
+            charts.append(Chart(domain, _svg(figure), about))
     return charts
 
 

@@ -52,7 +52,7 @@ def write(
     compared: Mapping[str, Sequence[paired.Comparison]],
     title: str,
 ) -> None:
-    """Writes the page, the Markdown and the CSV files into a directory that exists.
+    """Writes the page, the Markdown, the CSV files and the charts to a directory that exists.
 
     Args:
       directory: what an earlier report left there is replaced.
@@ -64,6 +64,10 @@ def write(
     sections = list(sections_lib.build(results, study, compared))
     files.write_text(directory / PAGE, page.document(title, list(_html(title, results, sections))))
     files.write_text(directory / MARKDOWN, "\n\n".join(_markdown(title, results, sections)) + "\n")
+    for old in directory.glob("*.svg"):
+        old.unlink()
+    for chart in (one for section in sections for one in section.charts):
+        files.write_text(directory / f"{chart.name}.svg", chart.svg)
     _write_csv(directory / GROUPS, *_groups_csv(results))
     _write_csv(directory / RUNS, *_runs_csv(study))
     predictions = results["law"].get("predictions", [])
@@ -120,7 +124,7 @@ def _html(
         yield page.heading(section.heading)
         yield from (page.paragraph(text) for text in section.texts)
         if section.charts:
-            yield page.charts([page.chart(svg, about) for svg, about in section.charts])
+            yield page.charts([page.chart(one.svg, one.about) for one in section.charts])
         yield from (page.table(head, rows) for head, rows in section.tables)
 
 

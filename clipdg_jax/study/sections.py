@@ -18,13 +18,13 @@ class Section:
     Attributes:
       heading, texts: what it says.
       tables: of text; the first column names.
-      charts: (SVG, what it shows).
+      charts: drawn after them.
     """
 
     def __init__(self, heading: str, *texts: str):
         self.heading, self.texts = heading, list(texts)
         self.tables: list[Table] = []
-        self.charts: list[tuple[str, str]] = []
+        self.charts: list[figures.Chart] = []
 
 
 def build(
@@ -115,9 +115,7 @@ def _curve_section(curve: Mapping[str, Any]) -> Section:
         for point in curve["points"]
     ]
     section.tables.append((head, rows))
-    section.charts.append(
-        (figures.mixing(curve, records), "Accuracy by share of natural records, and the best share")
-    )
+    section.charts.append(figures.mixing(curve, records))
     return section
 
 
@@ -161,8 +159,7 @@ def _robustness_section(results: Mapping[str, Any], study: Study) -> Section:
     section.tables.append((head, rows))
     effective = {label: one["effective"] for label, one in found["groups"].items()}
     marked = [min(effective, key=effective.__getitem__), results["best"]]
-    about = "Rendition against natural accuracy on logit axes, and the line of the baselines"
-    section.charts.append((figures.against_the_line(found, study, marked), about))
+    section.charts.append(figures.against_the_line(found, study, marked))
     return section
 
 
@@ -213,8 +210,7 @@ def _law_section(found: Mapping[str, Any]) -> Section:
             ],
         )
     )
-    about = "Observed against predicted accuracy, with prediction intervals"
-    section.charts.append((figures.law(predictions), about))
+    section.charts.append(figures.law(predictions))
     return section
 
 

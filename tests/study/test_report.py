@@ -2,6 +2,7 @@
 
 import csv
 import json
+import xml.etree.ElementTree
 
 import ml_collections
 import numpy as np
@@ -140,6 +141,17 @@ def test_differences_are_against_the_best_mix(results):
     assert told["value"] == pytest.approx(expected)
     assert told["low"] < told["value"] < told["high"] < 0
     assert results["paired_images"]
+
+
+def test_each_chart_is_a_file_too(sweep, made, tmp_path):
+    names = ["law", "loss", "mixing-2000", "natural", "rendition", "robustness"]
+    assert sorted(path.stem for path in made.glob("*.svg")) == names
+    for path in made.glob("*.svg"):
+        assert xml.etree.ElementTree.parse(path).getroot().tag.endswith("svg")
+    # Those of an earlier report do not stay.
+    (tmp_path / "mixing-7.svg").write_text("old")
+    job.run(config(sweep), tmp_path)
+    assert sorted(path.stem for path in tmp_path.glob("*.svg")) == names
 
 
 def test_the_page_needs_nothing_but_itself(sweep, made):
