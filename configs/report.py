@@ -1,14 +1,15 @@
 """Reports on a sweep: mixing curve, effective robustness, a law of accuracy, and one HTML page.
 
-    python -m clipdg_jax.main --config=configs/report.py                     # of runs/sweep
+    python -m clipdg_jax.main --config=configs/report.py                # of configs/sweep.py:demo
     python -m clipdg_jax.main --config=configs/report.py:study
-    python -m clipdg_jax.main --config=configs/report.py --config.runs=runs/sweep,runs/mix
+    python -m clipdg_jax.main --config=configs/report.py --config.runs=runs/sweep-demo,runs/mix
 
-The argument is the preset of configs/sweep.py that is reported on; seconds of one core. The workdir
-gets `report.html`, which needs nothing but itself, `report.md`, `groups.csv`, `runs.csv`,
-`law.csv`, `results.json`, the charts as SVG (`mixing-<records>`, `robustness`, `law`, `loss`,
-`natural`, `rendition`) and, for up to six mixes, `accuracies.png`. It can be made before all runs
-are finished: what is left out is named. The same command again makes it anew.
+The argument is the preset of configs/sweep.py that is reported on, in `runs/sweep-<preset>`; seconds
+of one core. The workdir gets `report.html`, which needs nothing but itself, `report.md`,
+`groups.csv`, `runs.csv`, `law.csv`, `results.json`, the charts as SVG (`mixing-<records>`,
+`robustness`, `law`, `loss`, `natural`, `rendition`) and, for up to six mixes, `accuracies.png`. It
+can be made before all runs are finished: what is left out is named. The same command again makes it
+anew.
 
 Presets: demo, study, paper.
 """
@@ -48,7 +49,7 @@ def base() -> ml_collections.ConfigDict:
 def demo() -> ml_collections.ConfigDict:
     config = base()
     config.title = "What the mix does: the demo world"
-    config.runs = "runs/sweep"
+    config.runs = "runs/sweep-demo"
     config.suite = "demo"
     config.baselines = "pool=*"
     config.reference = "pool=*"

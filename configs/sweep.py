@@ -1,6 +1,6 @@
 """Runs a sweep: other configs with other mixes, sizes and seeds, one after the other.
 
-    python -m clipdg_jax.main --config=configs/sweep.py                      # demo
+    python -m clipdg_jax.main --config=configs/sweep.py:demo
     python -m clipdg_jax.main --config=configs/sweep.py:demo --config.parallel=2
     python -m clipdg_jax.main --config=configs/sweep.py:paper --config.dry_run=True
     python -m clipdg_jax.main --config=configs/sweep.py:paper --config.print_array=True > runs.txt

@@ -18,7 +18,9 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     """
     places = [place for place in config.runs.split(",") if place]
     if not places:
-        raise errors.UserError("config.runs: is empty; give workdirs such as runs/sweep,runs/mix")
+        raise errors.UserError(
+            "config.runs: is empty; give workdirs such as runs/sweep-demo,runs/mix"
+        )
     if config.dry_run:
         print(f"would report on {', '.join(places)}")
         return

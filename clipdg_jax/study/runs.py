@@ -171,7 +171,7 @@ def _workdirs(places: Iterable[str]) -> list[Path]:
         else:
             raise UserError(
                 f"config.runs: {place} is neither the workdir of a sweep nor that of a run; give "
-                "such as runs/sweep,runs/mix"
+                "such as runs/sweep-demo,runs/mix"
             )
     return list(dict.fromkeys(found))
 
