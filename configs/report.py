@@ -4,7 +4,7 @@
     python -m clipdg_jax.main --config=configs/report.py:study
     python -m clipdg_jax.main --config=configs/report.py --config.runs=runs/sweep-demo,runs/mix
 
-The argument is the preset of configs/sweep.py that is reported on, in `runs/sweep-<preset>`; seconds
+The argument is the preset of configs/sweep.py to report on, in `runs/sweep-<preset>`; seconds
 of one core. The workdir gets `report.html`, which needs nothing but itself, `report.md`,
 `groups.csv`, `runs.csv`, `law.csv`, `results.json`, the charts as SVG (`mixing-<records>`,
 `robustness`, `law`, `loss`, `natural`, `rendition`) and, for up to six mixes, `accuracies.png`. It
