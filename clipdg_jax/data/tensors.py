@@ -11,8 +11,6 @@ import safetensors.numpy
 
 from clipdg_jax.data import files
 
-_METADATA = "__metadata__"
-
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes them atomically; UserError when they cannot be written.
@@ -26,7 +24,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
     # Eight bytes of the header's length, the header, and the tensors (safetensors, "Format").
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(bytes(data[8:start]))
-    header[_METADATA] = dict(sorted(header[_METADATA].items()))
+    header["__metadata__"] = dict(sorted(metadata.items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
     with files.whole(path) as unfinished, unfinished.open("wb") as file:

@@ -18,6 +18,11 @@ from clipdg_jax.evaluation import plots, robustness
 from clipdg_jax.study.groups import DOMAINS, Group, Study
 from clipdg_jax.training import metrics
 
+_SIZE = (5.2, 4.0)  # Inches; at 9 to 11 points the text suits a screen of 400 pixels.
+_TICKS = (0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5)  # Of logit axes, %.
+_SHARES = matplotlib.colormaps["viridis"]
+_MEAN = "#000000"
+
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
@@ -32,12 +37,6 @@ class Chart:
     name: str
     svg: str
     about: str
-
-
-_SIZE = (5.2, 4.0)  # Inches; at 9 to 11 points the text suits a screen of 400 pixels.
-_TICKS = (0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5)  # Of logit axes, %.
-_SHARES = matplotlib.colormaps["viridis"]
-_MEAN = "#000000"
 
 
 def mixing(curve: Mapping[str, Any], title: str) -> Chart:
