@@ -6,7 +6,7 @@ On all processes and devices, in batches of one padded shape, sharded over the m
 import collections
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -23,6 +23,9 @@ from clipdg_jax.training import sharding
 
 # (embeddings [n, ...], labels [n], evaluated classes [c]) -> as `predictions.score`.
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+_KEPT_BYTES = 1 << 27  # Of a dataset's decoded images on a process, at most.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,43 +47,67 @@ def round_up(rows: int, mesh: jax.sharding.Mesh) -> int:
     return math.ceil(rows / mesh.size) * mesh.size
 
 
+class Images:
+    """This process's rows of a dataset in batches of one padded shape, again at each iteration.
+
+    Few images are decoded once and kept.
+
+    Args:
+      source: what is decoded.
+      batch_size: of the global batch, a multiple of the devices.
+      image_size: see `loader.eval_batches`.
+      workers: processes that decode; 0 decodes in this process.
+    """
+
+    def __init__(self, source: resolve.Source, *, batch_size: int, image_size: int, workers: int):
+        self._source = source
+        self._options = {
+            "batch_size": batch_size,
+            "image_size": image_size,
+            "workers": workers,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
+        self._steps = math.ceil(len(source) / batch_size)
+        size = self._steps * batch_size // jax.process_count() * 3 * image_size**2
+        self._few = size <= _KEPT_BYTES
+        self._kept: list[loader.Batch] = []
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[loader.Batch]:
+        if len(self._kept) == self._steps:
+            yield from self._kept
+            return
+        kept = []
+        with loader.eval_batches(self._source, **self._options) as batches:
+            for batch in batches:
+                if self._few:
+                    # Copies: a worker's arrays lie in shared memory, of which there is little.
+                    kept.append({name: np.array(column) for name, column in batch.items()})
+                yield batch
+        self._kept = kept
+
+
 def embed_images(
-    encode: Callable[[Array], Array],
-    source: resolve.Source,
-    *,
-    mesh: jax.sharding.Mesh,
-    batch_size: int,
-    image_size: int,
-    workers: int,
-    name: str,
+    encode: Callable[[Array], Array], images: Images, mesh: jax.sharding.Mesh, name: str
 ) -> Rows:
     """Embeds this process's rows; the same number of rows on every process.
 
     Args:
       encode: uint8 [b, s, s, 3] -> float32 [b, ...], rows sharded as `sharding.batch_sharding`.
-      source: what to embed, each record decoded once.
-      batch_size: of the global batch, a multiple of the devices.
-      workers: processes that decode images; 0 decodes in this process.
+      images: what to embed.
       name: for the progress bar.
     """
-    batches = loader.eval_batches(
-        source,
-        batch_size=batch_size,
-        image_size=image_size,
-        workers=workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
     columns: dict[str, list[Any]] = collections.defaultdict(list)
     embeddings = columns["embedding"]
-    steps = math.ceil(len(source) / batch_size)
-    with batches:
-        for batch in _progress(batches, steps, name):
-            embeddings.append(encode(sharding.put_batch({"image": batch["image"]}, mesh)["image"]))
-            for column, dtype in (("label", np.int32), ("index", np.int32), ("valid", bool)):
-                columns[column].append(batch[column].astype(dtype))
-            if len(embeddings) > 1:  # one batch late: the devices are never waited for
-                embeddings[-2] = _local_rows(embeddings[-2])
+    for batch in _progress(images, len(images), name):
+        embeddings.append(encode(sharding.put_batch({"image": batch["image"]}, mesh)["image"]))
+        for column, dtype in (("label", np.int32), ("index", np.int32), ("valid", bool)):
+            columns[column].append(batch[column].astype(dtype))
+        if len(embeddings) > 1:  # one batch late: the devices are never waited for
+            embeddings[-2] = _local_rows(embeddings[-2])
     embeddings[-1] = _local_rows(embeddings[-1])
     return Rows(**{key: np.concatenate(parts) for key, parts in columns.items()})
 
@@ -203,7 +230,7 @@ def _gather(column: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(column, tiled=True))
 
 
-def _progress(batches, steps: int, name: str):
+def _progress(batches: Images, steps: int, name: str):
     """A bar on the first process's terminal, for evaluations of more than five seconds."""
     quiet = True if jax.process_index() else None  # None: only where stderr is a terminal
     return tqdm.tqdm(

@@ -50,9 +50,19 @@ class Evaluator:
           batch_size: images or prompts per global batch, rounded up to a multiple of the devices.
           workers: processes that decode images; 0 decodes in this process.
         """
-        self._model, self._mesh, self._workers = model, mesh, workers
+        self._model, self._mesh = model, mesh
         self._suites = tuple(suite_list)
         self._batch_size = embedding.round_up(batch_size, mesh)
+        self._images = {
+            f"{suite.name}/{test_set.name}": embedding.Images(
+                test_set.source,
+                batch_size=self._batch_size,
+                image_size=model.config.vision.image_size,
+                workers=workers,
+            )
+            for suite in self._suites
+            for test_set in suite.test_sets
+        }
         rows = sharding.batch_sharding(mesh)
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         self._encode_image = jax.jit(model.encode_image, out_shardings=rows)
@@ -103,12 +113,9 @@ class Evaluator:
     def _predict_one(self, params, test_set, head, name) -> predictions.Predictions:
         rows = embedding.embed_images(
             functools.partial(self._encode_image, params),
-            test_set.source,
-            mesh=self._mesh,
-            batch_size=self._batch_size,
-            image_size=self._model.config.vision.image_size,
-            workers=self._workers,
-            name=name,
+            self._images[name],
+            self._mesh,
+            name,
         )
 
         def score(images, targets, evaluated):

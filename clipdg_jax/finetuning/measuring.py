@@ -1,6 +1,6 @@
 """What is measured of a fine-tuned model, and of those between it and the pre-trained one.
 
-Each data set's images are decoded once for all interpolations.
+Each data set's images are decoded once for all interpolations, and few images once for all models.
 """
 
 import dataclasses
@@ -63,8 +63,16 @@ class Measurer:
     ):
         self._pretrained, self._test_sets = pretrained, dict(test_sets)
         self._numbers = {name: i for i, name in enumerate(classes)}
-        self._validation, self._workers = tuple(validation), workers
-        self._batch_size = embedding.round_up(batch_size, pretrained.mesh)
+        self._validation = tuple(validation)
+        self._images = {
+            name: embedding.Images(
+                test_set.source,
+                batch_size=embedding.round_up(batch_size, pretrained.mesh),
+                image_size=pretrained.model.config.vision.image_size,
+                workers=workers,
+            )
+            for name, test_set in test_sets.items()
+        }
         self._features: dict[str, embedding.Rows] = {}  # The pre-trained model's, by test set.
 
         def encode(before: parts.Params, after: parts.Params, alpha: Array, image: Array) -> Array:
@@ -99,7 +107,7 @@ class Measurer:
             for alpha in alphas
         ]
         for name in self._test_sets:
-            if all(value is before[key] for key, value in params.items()):
+            if not any(alphas) or all(value is before[key] for key, value in params.items()):
                 shown = self._reference(name)
                 rows = dataclasses.replace(
                     shown, embedding=np.stack([shown.embedding] * len(alphas), 1)
@@ -128,28 +136,27 @@ class Measurer:
         return weight, np.zeros(weight.shape[1], np.float32)
 
     def _embed(self, name: str, params: parts.Params, alphas: Sequence[float]) -> embedding.Rows:
-        """Features [rows, alphas, e] of a test set."""
+        """Features [rows, alphas, e] of a test set; at 0 they are the pre-trained model's."""
         after = {k: v for k, v in params.items() if k.startswith(model_lib.IMAGE_TOWER)}
         before = {k: self._pretrained.params[k] for k in after}
+        moved = [alpha for alpha in alphas if alpha]
 
         def encode(image: Array) -> Array:
-            each = [self._encode(before, after, np.float32(a), image) for a in alphas]
+            each = [self._encode(before, after, np.float32(a), image) for a in moved]
             return jnp.stack(each, axis=1)
 
-        return embedding.embed_images(
-            encode,
-            self._test_sets[name].source,
-            mesh=self._pretrained.mesh,
-            batch_size=self._batch_size,
-            image_size=self._pretrained.model.config.vision.image_size,
-            workers=self._workers,
-            name=name,
-        )
+        rows = embedding.embed_images(encode, self._images[name], self._pretrained.mesh, name)
+        if len(moved) == len(alphas):
+            return rows
+        columns = iter(np.moveaxis(rows.embedding, 1, 0))
+        still = self._reference(name).embedding
+        each = [next(columns) if alpha else still for alpha in alphas]
+        return dataclasses.replace(rows, embedding=np.stack(each, 1))
 
     def _reference(self, name: str) -> embedding.Rows:
         """The pre-trained model's features of a test set, [rows, e]."""
         if name not in self._features:
-            rows = self._embed(name, self._pretrained.params, (0.0,))
+            rows = self._embed(name, self._pretrained.params, (1.0,))
             self._features[name] = dataclasses.replace(rows, embedding=rows.embedding[:, 0])
         return self._features[name]
 
