@@ -45,8 +45,8 @@ figure img { width: 100%; aspect-ratio: 1; object-fit: contain; display: block;
   background: #f4f4f4; border: 3px solid transparent; }
 @media (max-width: 30rem) {
   table { font-size: .8125rem; } th, td { padding-right: .5rem; }
-  th:first-child, td:first-child { position: sticky; left: 0; background: #fff; max-width: 8.5rem;
-    white-space: normal; overflow-wrap: anywhere; }
+  th:first-child, td:first-child { position: sticky; left: 0; background: #fff;
+    min-width: 7.5rem; max-width: 8.5rem; white-space: normal; overflow-wrap: anywhere; }
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 11px; }
