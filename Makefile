@@ -66,7 +66,7 @@ study: $(STAMP)  ## The study of the README: every mix, every seed (over an hour
 	$(PY) -m clipdg_jax.main --config=configs/report.py:study
 
 .PHONY: sweep
-sweep: $(STAMP)  ## Seven ratios, controls, three seeds, and their report (over an hour on two cores)
+sweep: $(STAMP)  ## Seven ratios, controls, three seeds, and their report (an hour on two cores)
 	$(PY) -m clipdg_jax.main --config=configs/sweep.py:demo --config.parallel=2
 	$(PY) -m clipdg_jax.main --config=configs/report.py
 

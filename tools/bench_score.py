@@ -1,7 +1,7 @@
-"""How fast tars are scored by a domain classifier, how much of that waits for data, and in what.
+"""How fast tars are scored by a domain classifier, waiting how much for data, in what memory.
 
     python -m tools.bench_score                                   # after `make demo`
-    python -m tools.bench_score --classifier=runs/classify-paper/finetune --tars=10,100 --size=256
+    python -m tools.bench_score --classifier=runs/classify-paper/finetune --tars=100 --size=256
 
 For each number of tars: draws pictures of the demo world, packs `--records` of them into each tar
 of a temporary folder, and scores these as the job curate does, in a new process. Printed are images
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     classifier = pathlib.Path(FLAGS.classifier)
     scoring.Saved.at(classifier)  # Before anything is drawn.
     pictures = bench_pictures.draw(_PICTURES, FLAGS.size)
-    for count in map(int, FLAGS.tars):
+    for count in FLAGS.tars:
         with tempfile.TemporaryDirectory(dir=FLAGS.folder) as name:
             folder = pathlib.Path(name)
             records = count * FLAGS.records
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("classifier", "runs/classify-demo/ensemble", "A saved classifier.")
-    flags.DEFINE_list("tars", ["10", "100"], "Numbers of tars.")
+    flags.DEFINE_multi_integer("tars", [10, 100], "Numbers of tars.", lower_bound=1)
     flags.DEFINE_integer("records", 200, "Records in each tar.", lower_bound=1)
     flags.DEFINE_integer("size", 40, "Pixels of an image's side, as the demo's.", lower_bound=16)
     flags.DEFINE_integer("batch_size", 256, "Images scored together.", lower_bound=1)

@@ -107,13 +107,7 @@ class Measurer:
             for alpha in alphas
         ]
         for name in self._test_sets:
-            if not any(alphas) or all(value is before[key] for key, value in params.items()):
-                shown = self._reference(name)
-                rows = dataclasses.replace(
-                    shown, embedding=np.stack([shown.embedding] * len(alphas), 1)
-                )
-            else:
-                rows = self._embed(name, params, alphas)
+            rows = self._interpolated(name, params, alphas)
             for i, head in enumerate(heads):
                 answers = self._answer(name, rows, rows.embedding[:, i], head)
                 measures = answers.measures()
@@ -135,23 +129,30 @@ class Measurer:
         weight = self._pretrained.head(self._interpolate(before, params, alpha))
         return weight, np.zeros(weight.shape[1], np.float32)
 
-    def _embed(self, name: str, params: parts.Params, alphas: Sequence[float]) -> embedding.Rows:
-        """Features [rows, alphas, e] of a test set; at 0 they are the pre-trained model's."""
-        after = {k: v for k, v in params.items() if k.startswith(model_lib.IMAGE_TOWER)}
-        before = {k: self._pretrained.params[k] for k in after}
-        moved = [alpha for alpha in alphas if alpha]
-
-        def encode(image: Array) -> Array:
-            each = [self._encode(before, after, np.float32(a), image) for a in moved]
-            return jnp.stack(each, axis=1)
-
-        rows = embedding.embed_images(encode, self._images[name], self._pretrained.mesh, name)
+    def _interpolated(
+        self, name: str, params: parts.Params, alphas: Sequence[float]
+    ) -> embedding.Rows:
+        """Features [rows, alphas, e] of a test set; where nothing moved, those of the start."""
+        same = all(value is self._pretrained.params[key] for key, value in params.items())
+        moved = [] if same else [alpha for alpha in alphas if alpha]
+        rows = self._embed(name, params, moved) if moved else self._reference(name)
         if len(moved) == len(alphas):
             return rows
-        columns = iter(np.moveaxis(rows.embedding, 1, 0))
+        columns = iter(np.moveaxis(rows.embedding, 1, 0) if moved else ())
         still = self._reference(name).embedding
-        each = [next(columns) if alpha else still for alpha in alphas]
+        each = [next(columns) if moved and alpha else still for alpha in alphas]
         return dataclasses.replace(rows, embedding=np.stack(each, 1))
+
+    def _embed(self, name: str, params: parts.Params, alphas: Sequence[float]) -> embedding.Rows:
+        """Features [rows, alphas, e] of a test set."""
+        after = {k: v for k, v in params.items() if k.startswith(model_lib.IMAGE_TOWER)}
+        before = {k: self._pretrained.params[k] for k in after}
+
+        def encode(image: Array) -> Array:
+            each = [self._encode(before, after, np.float32(a), image) for a in alphas]
+            return jnp.stack(each, axis=1)
+
+        return embedding.embed_images(encode, self._images[name], self._pretrained.mesh, name)
 
     def _reference(self, name: str) -> embedding.Rows:
         """The pre-trained model's features of a test set, [rows, e]."""
