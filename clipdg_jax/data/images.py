@@ -14,12 +14,15 @@ import math
 
 import numpy as np
 import simplejpeg
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from PIL import Image
 
 from clipdg_jax.data import resize
 
 _JPEG = b"\xff\xd8\xff"
+
+
+BOX_DRAWS = 40  # random numbers of `random_box`
 
 
 class ImageError(ValueError):
@@ -52,7 +55,7 @@ def decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def random_box(
-    rng: np.random.Generator,
+    draws: Float64[np.ndarray, " 40"],
     height: int,
     width: int,
     scale: tuple[float, float],
@@ -63,16 +66,19 @@ def random_box(
     Ten times, an area (a uniform fraction of the image's, within `scale`) and an aspect ratio
     (log-uniform within `ratio`) are drawn; the first that fits is placed uniformly. If none fits,
     the largest central box with a ratio within the bounds.
+
+    Args:
+      draws: random numbers, uniform in [0, 1): four for each of ten attempts.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(low, high))
+    numbers = iter(draws.tolist())
+    for for_area, for_aspect, for_top, for_left in zip(*[numbers] * 4, strict=True):
+        area = height * width * (scale[0] + for_area * (scale[1] - scale[0]))
+        aspect = math.exp(low + for_aspect * (high - low))
         w = round(math.sqrt(area * aspect))
         h = round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            top = int(rng.integers(height - h, endpoint=True))
-            return top, int(rng.integers(width - w, endpoint=True)), h, w
+            return int(for_top * (height - h + 1)), int(for_left * (width - w + 1)), h, w
     aspect = min(max(width / height, ratio[0]), ratio[1])
     h = min(height, round(width / aspect))
     w = min(width, round(height * aspect))
@@ -81,7 +87,7 @@ def random_box(
 
 def train_crop(
     image: UInt8[np.ndarray, "h w 3"],
-    rng: np.random.Generator,
+    draws: Float64[np.ndarray, " 40"],
     size: int,
     scale: tuple[float, float] = (0.9, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
@@ -91,23 +97,17 @@ def train_crop(
 
     With `out`, a contiguous array, the result is written there.
     """
-    top, left, height, width = random_box(rng, image.shape[0], image.shape[1], scale, ratio)
+    top, left, height, width = random_box(draws, image.shape[0], image.shape[1], scale, ratio)
     return resize.resize(image[top : top + height, left : left + width], size, size, out)
 
 
-def eval_crop(
-    image: UInt8[np.ndarray, "h w 3"], size: int, exact: bool = False
-) -> UInt8[np.ndarray, "size size 3"]:
-    """open_clip's test transform: the short side resized to `size`, then the central square.
-
-    With `exact` its pixels to the bit, for figures that are compared with open_clip's.
-    """
+def eval_crop(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """open_clip's test transform: the short side resized to `size`, then the central square."""
     height, width = image.shape[:2]
-    resizer = resize.exact if exact else resize.resize
     if height <= width:
-        resized = resizer(image, size, int(size * width / height))
+        resized = resize.resize(image, size, int(size * width / height))
     else:
-        resized = resizer(image, int(size * height / width), size)
+        resized = resize.resize(image, int(size * height / width), size)
     top = round((resized.shape[0] - size) / 2)
     left = round((resized.shape[1] - size) / 2)
     return resized[top : top + size, left : left + size]

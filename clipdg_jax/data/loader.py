@@ -133,7 +133,7 @@ def train_batches(
         ),
         rows=rows,
         parts=parts,
-        seed=shuffle.seed_of("crop", seed),
+        seed=seed,
         image_size=image_size,
         context_length=context_length,
         tokenizer=tokenizer,
@@ -228,7 +228,15 @@ class _TrainTask:
             "source": source,
             "index": index,
         }
-        seeds = self._seeds(step, rows)
+        seeds = shuffle.row_hashes(
+            "crop",
+            self.seed,
+            step=step,
+            batch_size=self.plan.batch_size,
+            first_row=rows.start,
+            rows=len(rows),
+        )
+        draws = shuffle.uniforms(seeds, images.BOX_DRAWS)
         for row, (i, k) in enumerate(zip(source.tolist(), index.tolist(), strict=True)):
             try:
                 record = (
@@ -242,7 +250,7 @@ class _TrainTask:
                 continue
             images.train_crop(
                 image,
-                np.random.default_rng(seeds[row]),
+                draws[row],
                 self.image_size,
                 self.crop_scale,
                 self.crop_ratio,
@@ -252,12 +260,6 @@ class _TrainTask:
             batch["label"][row] = record.label
             batch["valid"][row] = True
         return batch
-
-    def _seeds(self, step: int, rows: range) -> list[int]:
-        """A seed for each row's crop, from the run's seed, the step and the row."""
-        position = np.arange(rows.start, rows.stop, dtype=np.uint64)
-        position += np.uint64(step * self.plan.batch_size)
-        return shuffle.hash64(shuffle.hash64(position) ^ np.uint64(self.seed)).tolist()
 
     def _tokens(self, record: schema.Record, stored: bool) -> np.ndarray:
         tokens = record.tokens if stored else None
@@ -316,7 +318,7 @@ class _EvalTask:
                 image = images.decode(record.image)
             except images.ImageError:
                 continue
-            batch["image"][row] = images.eval_crop(image, self.image_size, exact=True)
+            batch["image"][row] = images.eval_crop(image, self.image_size)
             batch["label"][row] = record.label
             batch["valid"][row] = True
         return batch

@@ -11,9 +11,10 @@ import functools
 import hashlib
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Float64, Int64, UInt64
 
 _ROUNDS = 6
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step: 2^64 over the golden ratio
 # Records whose membership of a subset is worked out at once, to bound memory.
 _COUNT_CHUNK = 1 << 20
 
@@ -44,6 +45,12 @@ def row_hashes(
     return hash64(position ^ np.uint64(seed_of(purpose, seed)))
 
 
+def uniforms(seeds: UInt64[np.ndarray, " rows"], count: int) -> Float64[np.ndarray, "rows count"]:
+    """The first `count` numbers in [0, 1) of SplitMix64 from each seed."""
+    states = seeds[:, None] + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64)
+    return (hash64(states) >> np.uint64(11)) * 2.0**-53
+
+
 class Permutation:
     """A seeded pseudo-random bijection of 0, ..., n - 1, and its inverse.
 
@@ -58,10 +65,8 @@ class Permutation:
         self._n = np.uint64(n)
         self._a = np.uint64(max(1, int(np.ceil(np.sqrt(n)))))
         self._b = np.uint64(-(-n // int(self._a)))
-        with np.errstate(over="ignore"):
-            golden = np.uint64(0x9E3779B97F4A7C15)
-            counter = np.uint64(seed % 2**64) + golden * np.arange(1, _ROUNDS + 1, dtype=np.uint64)
-            self._keys = hash64(counter)
+        counter = np.array([seed % 2**64], np.uint64) + _GOLDEN * np.arange(1, _ROUNDS + 1, dtype=np.uint64)
+        self._keys = hash64(counter)
 
     def __call__(self, positions: np.ndarray | int) -> Int64[np.ndarray, " k"]:
         """The elements at `positions`, each within 0..n-1."""

@@ -152,7 +152,11 @@ def test_stopped_processes_are_the_status(launch):
 def test_each_process_sees_a_gpu_of_its_own(launch, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     tell = "print(os.environ['CUDA_VISIBLE_DEVICES'], file=sys.stderr)"
-    script = launch("gpus", f"--behave=0:{tell}", f"--behave=1:{tell};sys.exit(1)")
+    told = f"pathlib.Path('{launch.notes}/told')"
+    wait = f"while not {told}.exists(): time.sleep(0.01)\n"
+    script = launch(
+        "gpus", f"--behave=0:{tell};{told}.touch()", f"--behave=1:{wait}{tell};sys.exit(1)"
+    )
     _, err = script.communicate(timeout=60)
     assert err.split()[0] == "3"
     assert err.split()[-1] == "5"
