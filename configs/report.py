@@ -6,10 +6,10 @@
 
 The argument is the preset of configs/sweep.py to report on, in `runs/sweep-<preset>`; seconds
 of one core. The workdir gets `report.html`, which needs nothing but itself, `report.md`,
-`groups.csv`, `runs.csv`, `law.csv`, `results.json`, the charts as SVG (`mixing-<records>`,
-`robustness`, `law`, `loss`, `natural`, `rendition`) and, for up to six mixes, `accuracies.png`. It
-can be made before all runs are finished: what is left out is named. The same command again makes it
-anew.
+`groups.csv`, `runs.csv`, `law.csv`, `results.json`, a folder `charts` of SVG files
+(`mixing-<records>`, `robustness`, `law`, `loss`, `natural`, `rendition`) and, for up to six mixes,
+`accuracies.png`. It can be made before all runs are finished: what is left out is named. The same
+command again makes it anew.
 
 Presets: demo, study, paper.
 """

@@ -19,6 +19,7 @@ from clipdg_jax.study.runs import Run
 
 PAGE, MARKDOWN = "report.html", "report.md"
 GROUPS, RUNS, LAW = "groups.csv", "runs.csv", "law.csv"
+CHARTS = "charts"
 BARS = "accuracies.png"  # Where there are few groups.
 
 
@@ -64,10 +65,12 @@ def write(
     sections = list(sections_lib.build(results, study, compared))
     files.write_text(directory / PAGE, page.document(title, list(_html(title, results, sections))))
     files.write_text(directory / MARKDOWN, "\n\n".join(_markdown(title, results, sections)) + "\n")
-    for old in directory.glob("*.svg"):
+    charts = directory / CHARTS
+    charts.mkdir(exist_ok=True)
+    for old in charts.glob("*.svg"):
         old.unlink()
     for chart in (one for section in sections for one in section.charts):
-        files.write_text(directory / f"{chart.name}.svg", chart.svg)
+        files.write_text(charts / f"{chart.name}.svg", chart.svg)
     _write_csv(directory / GROUPS, *_groups_csv(results))
     _write_csv(directory / RUNS, *_runs_csv(study))
     predictions = results["law"].get("predictions", [])

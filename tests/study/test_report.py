@@ -145,13 +145,14 @@ def test_differences_are_against_the_best_mix(results):
 
 def test_each_chart_is_a_file_too(sweep, made, tmp_path):
     names = ["law", "loss", "mixing-2000", "natural", "rendition", "robustness"]
-    assert sorted(path.stem for path in made.glob("*.svg")) == names
-    for path in made.glob("*.svg"):
+    assert sorted(path.stem for path in made.glob("charts/*.svg")) == names
+    for path in made.glob("charts/*.svg"):
         assert xml.etree.ElementTree.parse(path).getroot().tag.endswith("svg")
     # Those of an earlier report do not stay.
-    (tmp_path / "mixing-7.svg").write_text("old")
+    (tmp_path / "charts").mkdir()
+    (tmp_path / "charts" / "mixing-7.svg").write_text("old")
     job.run(config(sweep), tmp_path)
-    assert sorted(path.stem for path in tmp_path.glob("*.svg")) == names
+    assert sorted(path.stem for path in tmp_path.glob("charts/*.svg")) == names
 
 
 def test_the_page_needs_nothing_but_itself(sweep, made):
