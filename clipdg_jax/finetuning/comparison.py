@@ -9,9 +9,10 @@ A training serves every combination that only differs in what comes after it: `f
 `wise_ft` interpolates with.
 """
 
+import concurrent.futures
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ class Comparison:
       pretrained: the model to start from.
       seed: of the order of the images, their crops, and which of them are used.
       directory: of this seed.
+      names: the methods that will be run, in their order: while one is measured, the next one's
+        step is compiled. It is not while one trains, whose time is told.
       say: told what is going on, line by line.
     """
 
@@ -78,13 +81,17 @@ class Comparison:
         pretrained: setting.Pretrained,
         seed: int,
         directory: Path,
+        names: Sequence[str] = (),
         say: Callable[[str], None] = print,
     ):
         self._config, self._pretrained, self._seed = config, pretrained, seed
         self._directory, self._say = directory, say
         self._train, validation = setting.split(opened, config, seed)
         self._classes = opened.train.classes
+        self._names = names
         self._plans: dict[str, plan_lib.Plan] = {}
+        self._compiler = concurrent.futures.ThreadPoolExecutor(1)
+        self._compiled: dict[str, concurrent.futures.Future[Any]] = {}
         self._measurer = measuring.Measurer(
             pretrained,
             self._classes,
@@ -118,7 +125,7 @@ class Comparison:
         self, folded: combination_lib.Combination, point: combination_lib.Point
     ) -> list[tuple[measuring.Measured, dict[str, Any]]]:
         """Of each interpolation: what was measured, and what the training took."""
-        path = self._directory / "measured" / folded.name / f"{_label(point)}.json"
+        path = self._measured_path(folded.name, point)
         if not path.exists():
             alphas = folded.after.alphas if folded.after else (1.0,)
             if folded.trains:
@@ -126,36 +133,36 @@ class Comparison:
             else:
                 params, took = self._zero_shot(), {}
             self._say(f"{folded.name}{_told(point)}: measuring")
-            found = {"measured": self._measurer(params, alphas), "took": took}
+            self._compile_next()
+            # The far end of an interpolation may have been measured as a method of its own.
+            plain = self._measured_path(folded.training, point)
+            (end,) = json.loads(plain.read_text())["measured"] if plain.exists() else (None,)
+            left = [alpha for alpha in alphas if alpha != 1 or end is None]
+            measured = iter(self._measurer(params, left))
+            each = [next(measured) if alpha in left else end for alpha in alphas]
             files.make_directory(path.parent)
-            files.write_json(path, found)
+            files.write_json(path, {"measured": each, "took": took})
         found = json.loads(path.read_text())
         return [(measured, found["took"]) for measured in found["measured"]]
+
+    def _measured_path(self, name: str, point: combination_lib.Point) -> Path:
+        return self._directory / "measured" / name / f"{_label(point)}.json"
 
     def _trained(
         self, name: str, point: combination_lib.Point
     ) -> tuple[parts.Params, dict[str, Any]]:
         """The parameters that a training ends with, and what it took."""
         folded = combination_lib.fold(name, self._config)
-        if name not in self._plans:
-            self._plans[name] = plan_lib.make_plan(
-                folded,
-                self._config,
-                self._pretrained.model,
-                self._pretrained.mesh,
-                examples=len(self._train),
-                classes=len(self._classes),
-                seed=self._seed,
-            )
         start = self._pretrained.params
         if folded.reparam.start:
             first = combination_lib.fold(folded.reparam.start, self._config)
             start = {**start, **self._trained(first.training, first.points()[0])[0]}
-        directory = self._directory / "trainings" / name / _label(point)
+        directory = self._training_path(name, point)
         if not (directory / fitting.OUTCOME).exists():
             self._say(f"{name}{_told(point)}: training on {len(self._train)} images")
+            self._compile(name).result()
         return fitting.fit(
-            self._plans[name],
+            self._plan(name),
             point,
             start,
             self._pretrained,
@@ -163,6 +170,39 @@ class Comparison:
             self._config,
             directory,
         )
+
+    def _training_path(self, name: str, point: combination_lib.Point) -> Path:
+        return self._directory / "trainings" / name / _label(point)
+
+    def _plan(self, name: str) -> plan_lib.Plan:
+        if name not in self._plans:
+            self._plans[name] = plan_lib.make_plan(
+                combination_lib.fold(name, self._config),
+                self._config,
+                self._pretrained.model,
+                self._pretrained.mesh,
+                examples=len(self._train),
+                classes=len(self._classes),
+                seed=self._seed,
+            )
+        return self._plans[name]
+
+    def _compile(self, name: str) -> concurrent.futures.Future[Any]:
+        """A training's step, being compiled."""
+        if name not in self._compiled:
+            plan = self._plan(name)
+            self._compiled[name] = self._compiler.submit(lambda: plan.train_step)
+        return self._compiled[name]
+
+    def _compile_next(self) -> None:
+        """Begins to compile the step of the next training that is still to be made."""
+        for name in self._names:
+            folded = combination_lib.fold(name, self._config)
+            if folded.trains and folded.training not in self._compiled:
+                paths = [self._training_path(folded.training, p) for p in folded.points()]
+                if not all((path / fitting.OUTCOME).exists() for path in paths):
+                    self._compile(folded.training)
+                    return
 
     def _zero_shot(self) -> parts.Params:
         """The pre-trained image tower and the head that its prompts make."""

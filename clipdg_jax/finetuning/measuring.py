@@ -106,8 +106,9 @@ class Measurer:
             }
             for alpha in alphas
         ]
+        still = self._is_still(params)
         for name in self._test_sets:
-            rows = self._interpolated(name, params, alphas)
+            rows = self._interpolated(name, params, alphas, still)
             for i, head in enumerate(heads):
                 answers = self._answer(name, rows, rows.embedding[:, i], head)
                 measures = answers.measures()
@@ -129,18 +130,26 @@ class Measurer:
         weight = self._pretrained.head(self._interpolate(before, params, alpha))
         return weight, np.zeros(weight.shape[1], np.float32)
 
+    def _is_still(self, params: parts.Params) -> bool:
+        """Whether the image tower is the pre-trained one, as where the head alone was trained."""
+        before = self._pretrained.params
+        return all(
+            value is before[name] or np.array_equal(value, before[name])
+            for name, value in params.items()
+            if name.startswith(model_lib.IMAGE_TOWER)
+        )
+
     def _interpolated(
-        self, name: str, params: parts.Params, alphas: Sequence[float]
+        self, name: str, params: parts.Params, alphas: Sequence[float], still: bool
     ) -> embedding.Rows:
-        """Features [rows, alphas, e] of a test set; where nothing moved, those of the start."""
-        same = all(value is self._pretrained.params[key] for key, value in params.items())
-        moved = [] if same else [alpha for alpha in alphas if alpha]
+        """Features [rows, alphas, e] of a test set; where the tower is still, those of the start."""
+        moved = [] if still else [alpha for alpha in alphas if alpha]
         rows = self._embed(name, params, moved) if moved else self._reference(name)
         if len(moved) == len(alphas):
             return rows
         columns = iter(np.moveaxis(rows.embedding, 1, 0) if moved else ())
-        still = self._reference(name).embedding
-        each = [next(columns) if moved and alpha else still for alpha in alphas]
+        start = self._reference(name).embedding
+        each = [next(columns) if moved and alpha else start for alpha in alphas]
         return dataclasses.replace(rows, embedding=np.stack(each, 1))
 
     def _embed(self, name: str, params: parts.Params, alphas: Sequence[float]) -> embedding.Rows:

@@ -49,7 +49,13 @@ def run(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             if len(seeds) > 1:
                 print(f"seed {seed}", flush=True)
             compared = comparison.Comparison(
-                config, opened, pretrained, seed, claimed.path / f"seed-{seed}", _say
+                config,
+                opened,
+                pretrained,
+                seed,
+                claimed.path / f"seed-{seed}",
+                [each.name for each in folded],
+                _say,
             )
             for each in folded:
                 runs[each.name][seed] = compared.run(each.name)
