@@ -142,7 +142,7 @@ class Measurer:
     def _interpolated(
         self, name: str, params: parts.Params, alphas: Sequence[float], still: bool
     ) -> embedding.Rows:
-        """Features [rows, alphas, e] of a test set; where the tower is still, those of the start."""
+        """Features [rows, alphas, e] of a test set; of a still tower, those of the start."""
         moved = [] if still else [alpha for alpha in alphas if alpha]
         rows = self._embed(name, params, moved) if moved else self._reference(name)
         if len(moved) == len(alphas):
