@@ -20,8 +20,6 @@ from PIL import Image
 from clipdg_jax.data import resize
 
 _JPEG = b"\xff\xd8\xff"
-
-
 BOX_DRAWS = 40  # random numbers of `random_box`
 
 
@@ -71,8 +69,7 @@ def random_box(
       draws: random numbers, uniform in [0, 1): four for each of ten attempts.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    numbers = iter(draws.tolist())
-    for for_area, for_aspect, for_top, for_left in zip(*[numbers] * 4, strict=True):
+    for for_area, for_aspect, for_top, for_left in draws.reshape(-1, 4).tolist():
         area = height * width * (scale[0] + for_area * (scale[1] - scale[0]))
         aspect = math.exp(low + for_aspect * (high - low))
         w = round(math.sqrt(area * aspect))

@@ -1,4 +1,4 @@
-"""Pillow's antialiased bicubic resize of uint8 images: the same to the bit, in a seventh of its time.
+"""Pillow's antialiased bicubic resize of uint8 images: the same to the bit, in a sixth of its time.
 
 Pillow filters rows, rounds to uint8, filters columns and rounds again, with weights that are
 multiples of 2^-22 and sums in int32. So does this. Its loops run along the pixels of a row, which
