@@ -80,7 +80,7 @@ def base() -> ml_collections.ConfigDict:
     config.model.name = "ViT-B-32"
     config.model.remat = "none"  # none | full | dots: what the backward pass computes again.
     config.model.scan_layers = False
-    config.model.attention = "auto"  # auto: cuDNN's kernel where there is one | xla
+    config.model.kernels = "auto"  # auto: fused kernels on NVIDIA GPUs | xla: never
     size = ("width", "layers", "heads")  # What the named model has, unless set here.
     config.model.vision = _unset("image_size", "patch_size", "stem_blocks", *size)
     config.model.text = _unset("context_length", "vocab_size", *size)

@@ -4,7 +4,7 @@
     python -m tools.bench_step --dtype=bfloat16 --variants=1024+packed+dots,4096+packed+dots+scan
 
 Each variant is a batch size and what differs from the plain step: `packed` captions, `dots` or
-`full` rematerialisation, `scan` over the layers, `xla` attention, `accumulate:N` parts. All are
+`full` rematerialisation, `scan` over the layers, `xla` kernels, `accumulate:N` parts. All are
 compiled first, in `--compile_threads` threads; then, in turn, each makes `--warmup` steps and
 `--rounds` rounds of `--steps` steps. The step is the one that pre-training runs, with its
 optimiser; inputs are `bench_inputs`, on the device from the start.
@@ -69,7 +69,7 @@ class Variant:
     packed: bool = False
     remat: str = "none"
     scan: bool = False
-    attention: str = "auto"
+    kernels: str = "auto"
     accumulate: int = 1
 
     @property
@@ -87,7 +87,7 @@ class Variant:
         config.model.name = model
         config.model.remat = self.remat
         config.model.scan_layers = self.scan
-        config.model.attention = self.attention
+        config.model.kernels = self.kernels
         config.data.pack_rows = self.pack_rows
         return config
 
@@ -103,7 +103,7 @@ def parse(text: str) -> Variant:
         elif option in REMATS:
             fields["remat"] = option
         elif option == "xla":
-            fields["attention"] = option
+            fields["kernels"] = option
         elif name == "accumulate" and number.isdecimal():
             fields[name] = int(number)
         else:

@@ -20,10 +20,10 @@ ACTIVATIONS = ("gelu", "quick_gelu")
 DTYPES = ("float32", "bfloat16")
 POOLS = ("tok", "avg")
 REMATS = ("none", "full", "dots")
-ATTENTIONS = ("auto", "xla")
+KERNELS = ("auto", "xla")
 
 # Fields that change how the model is computed, not which function it is.
-OPERATIONAL = ("dtype", "remat", "scan_layers", "attention")
+OPERATIONAL = ("dtype", "remat", "scan_layers", "kernels")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,10 +85,11 @@ class ClipConfig:
     init_logit_scale: log of the initial inverse temperature.
     dtype: of the towers' arithmetic; parameters, LayerNorm, softmax and features are float32.
     remat: what the backward pass recomputes: "none", "full" (each block from its input) or
-        "dots" (each block, but the products of weight matrices are kept).
+        "dots" (normalisations and activations: what takes memory and little time).
     scan_layers: compile one block and scan over the layers (faster to compile, same result).
-    attention: "auto" takes cuDNN's fused kernel, which keeps no attention weights in memory, where
-        it can: in bfloat16 on NVIDIA GPUs since Ampere. "xla" never does.
+    kernels: "auto" takes our own for attention and LayerNorm (`models.kernels`), or cuDNN's for the
+        attention of longer sequences, where they can be had: in bfloat16 on NVIDIA GPUs since
+        Ampere. "xla" never does.
     """
 
     embed_dim: int = 512
@@ -101,7 +102,7 @@ class ClipConfig:
     dtype: str = "float32"
     remat: str = "none"
     scan_layers: bool = False
-    attention: str = "auto"
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         _check(self)
@@ -169,7 +170,7 @@ def _check(config: ClipConfig) -> None:
     one_of("activation", config.activation, ACTIVATIONS)
     one_of("dtype", config.dtype, DTYPES)
     one_of("remat", config.remat, REMATS)
-    one_of("attention", config.attention, ATTENTIONS)
+    one_of("kernels", config.kernels, KERNELS)
     require(len(config.mean) == 3, "mean", f"{config.mean} is not one value for each of 3 channels")
     require(
         len(config.std) == 3 and min(config.std) > 0,

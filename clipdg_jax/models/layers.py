@@ -14,10 +14,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import ad_checkpoint
 from jaxtyping import Array, Bool, Float
+
+from clipdg_jax.models.kernels import attention as attention_kernel
+from clipdg_jax.models.kernels import common, norm
 
 Activation = Callable[[Array], Array]
 EPS = 1e-5  # of torch's LayerNorm
+_KEPT = "kept"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +53,32 @@ def param(shape: tuple[int, ...], init: Initializer) -> nnx.Param:
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), init=init)
 
 
+def keep(x: Array) -> Array:
+    """x, one of the values that the backward pass finds again where `remat` is "dots"."""
+    return ad_checkpoint.checkpoint_name(x, _KEPT)
+
+
+@jax.custom_vjp
 def gelu(x: Array) -> Array:
-    """Exact: x P(N(0,1) < x), through erf as in torch (JAX goes through erfc, slower on a CPU)."""
-    return x * (0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))))
+    """Exact: x P(N(0,1) < x), in float32; its gradient needs nothing but x.
+
+    Through erf as in torch (JAX goes through erfc, slower on a CPU).
+    """
+    y = x.astype(jnp.float32)
+    return (y * _normal_cdf(y)).astype(x.dtype)
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_gradient(x: Array, dy: Array) -> tuple[Array]:
+    y = x.astype(jnp.float32)
+    slope = _normal_cdf(y) + y * jnp.exp(-0.5 * y * y) * (2 * math.pi) ** -0.5
+    return ((dy.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_gradient)
 
 
 def quick_gelu(x: Array) -> Array:
@@ -118,12 +146,12 @@ class Attention(nnx.Module):
         self,
         width: int,
         heads: int,
-        kernel: str,
+        kernels: str,
         in_weight: Initializer,
         out_weight: Initializer,
     ):
         self.heads = heads
-        self.kernel = kernel
+        self.kernels = kernels
         self.in_proj_weight = param((width, 3 * width), in_weight)
         self.in_proj_bias = param((3 * width,), constant(0.0))
         self.out_proj = Linear(width, width, out_weight, constant(0.0))
@@ -133,24 +161,26 @@ class Attention(nnx.Module):
     ) -> Float[Array, "b n d"]:
         b, n, d = x.shape
         qkv = x @ self.in_proj_weight[...].astype(x.dtype)
-        qkv = qkv + self.in_proj_bias[...].astype(x.dtype).reshape(1, 1, -1)
-        q, k, v = jnp.unstack(qkv.reshape(b, n, 3, self.heads, d // self.heads), axis=2)
-        return self.out_proj(attend(q, k, v, seen, self.kernel).reshape(b, n, d))
+        qkv = keep(qkv + self.in_proj_bias[...].astype(x.dtype).reshape(1, 1, -1))
+        qkv = qkv.reshape(b, n, 3, self.heads, d // self.heads)
+        out = keep(attend(qkv, seen, self.kernels))
+        return self.out_proj(out.reshape(b, n, d))
 
 
 def attend(
-    q: Float[Array, "b n h c"],
-    k: Float[Array, "b n h c"],
-    v: Float[Array, "b n h c"],
+    qkv: Float[Array, "b n 3 h c"],
     seen: Bool[Array, "#b n n"] | None = None,
-    kernel: str = "auto",
+    kernels: str = "auto",
 ) -> Float[Array, "b n h c"]:
     """softmax(q k^T / sqrt(c)) v per head.
 
     seen: whether a query (second axis) sees a key (third axis); None: each sees all.
-    kernel: config.ClipConfig's `attention`.
+    kernels: config.ClipConfig's `kernels`.
     """
-    if kernel == "auto" and _can_fuse(q, seen):
+    if kernels == "auto" and attention_kernel.suits(qkv):
+        return attention_kernel.attention(qkv, seen)
+    q, k, v = jnp.unstack(qkv, axis=2)
+    if kernels == "auto" and _suits_cudnn(q, seen):
         mask = None if seen is None else seen[:, None]
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     logits = jnp.einsum(
@@ -162,15 +192,12 @@ def attend(
     return jnp.einsum("bhqk,bkhc->bqhc", weights, v)
 
 
-def _can_fuse(q: Float[Array, "b n h c"], seen: Bool[Array, "#b n n"] | None) -> bool:
+def _suits_cudnn(q: Float[Array, "b n h c"], seen: Bool[Array, "#b n n"] | None) -> bool:
     """Whether cuDNN has a kernel for this, forward and backward."""
-    if jax.default_backend() != "gpu" or q.dtype != jnp.bfloat16:
-        return False
     # Its backward pass is not known to add up in one order.
     if "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", ""):
         return False
-    device = jax.devices()[0]
-    if "nvidia" not in device.device_kind.lower() or float(device.compute_capability) < 8:
+    if not common.nvidia() or q.dtype != jnp.bfloat16:
         return False
     _, n, _, width = q.shape
     return width % 8 == 0 and width <= 128 and (seen is None or n % 2 == 0)
@@ -193,23 +220,37 @@ class Mlp(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        return self.c_proj(ACTIVATIONS[self.activation](self.c_fc(x)))
+        return self.c_proj(ACTIVATIONS[self.activation](keep(self.c_fc(x))))
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    def __init__(self, attn: Attention, mlp: Mlp, width: int):
+    kernels: config.ClipConfig's `kernels`.
+    """
+
+    def __init__(self, attn: Attention, mlp: Mlp, width: int, kernels: str):
         self.ln_1 = LayerNorm(width)
         self.attn = attn
         self.ln_2 = LayerNorm(width)
         self.mlp = mlp
+        self.kernels = kernels
 
     def __call__(
         self, x: Float[Array, "b n d"], seen: Bool[Array, "#b n n"] | None = None
     ) -> Float[Array, "b n d"]:
-        x = x + self.attn(self.ln_1(x), seen)
-        return x + self.mlp(self.ln_2(x))
+        x, y = self._branch(self.ln_1, x)
+        x = keep(x + self.attn(y, seen))
+        x, y = self._branch(self.ln_2, x)
+        return x + self.mlp(y)
+
+    def _branch(
+        self, ln: LayerNorm, x: Float[Array, "b n d"]
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
+        """x as it goes on beside a branch, and the branch's input."""
+        if self.kernels == "auto" and norm.suits(x):
+            return norm.branch(x, ln.weight[...], ln.bias[...], EPS)
+        return x, ln(x)
 
 
 def vision_inits(
@@ -260,7 +301,7 @@ class Transformer(nnx.Module):
         if self.remat == "full":
             apply = checkpoint(apply)
         elif self.remat == "dots":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            policy = jax.checkpoint_policies.save_only_these_names(_KEPT)
             apply = checkpoint(apply, policy=policy)
 
         if self.scan:

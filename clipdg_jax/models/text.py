@@ -58,9 +58,10 @@ class TextTower(nnx.Module):
         attn_in, attn_out, mlp_in, mlp_out = layers.text_inits(width, c.layers)
         blocks = [
             layers.Block(
-                layers.Attention(width, c.heads, config.attention, attn_in, attn_out),
+                layers.Attention(width, c.heads, config.kernels, attn_in, attn_out),
                 layers.Mlp(width, hidden, config.activation, mlp_in, mlp_out),
                 width,
+                config.kernels,
             )
             for _ in range(c.layers)
         ]

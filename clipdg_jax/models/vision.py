@@ -87,9 +87,10 @@ class VisionTower(nnx.Module):
         attn_in, attn_out, mlp_in, mlp_out = layers.vision_inits(width, hidden)
         blocks = [
             layers.Block(
-                layers.Attention(width, c.heads, config.attention, attn_in, attn_out),
+                layers.Attention(width, c.heads, config.kernels, attn_in, attn_out),
                 layers.Mlp(width, hidden, config.activation, mlp_in, mlp_out),
                 width,
+                config.kernels,
             )
             for _ in range(c.layers)
         ]

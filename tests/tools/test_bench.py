@@ -35,7 +35,7 @@ def test_variants_say_what_differs():
     assert (config.accumulate, config.model.remat, config.model.scan_layers) == (4, "dots", True)
     assert config.data.pack_rows
     assert not bench_step.parse("64").config("tiny-plain", "float32").data.pack_rows
-    assert bench_step.parse("8+xla").config("ViT-B-32", "bfloat16").model.attention == "xla"
+    assert bench_step.parse("8+xla").config("ViT-B-32", "bfloat16").model.kernels == "xla"
     for text, problem in (("64+pakced", "'pakced'; options are"), ("packed", "begin with a batch")):
         with pytest.raises(errors.UserError, match=problem):
             bench_step.parse(text)
