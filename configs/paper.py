@@ -24,32 +24,32 @@ data/random-natural (random records of the pool), which `curate` writes.
     domainnet             0.8  the same; zero-shot 82.5 % real, 58.3 % on four others
 
     pre-training                     hours
-    natural=57M                       15.5
-    natural=45M                       12.2
-    natural=30M                        8.2
-    natural=16M                        4.3
-    random-natural=57M                15.5
-    random-natural=45M                12.2
-    random-natural=30M                 8.2
-    random-natural=16M                 4.3
-    rendition=16M                      4.3
-    natural=44M,rendition=13M         15.5
-    natural=41M,rendition=16M         15.5
-    natural=22.5M,rendition=7.5M       8.2
-    natural=15M,rendition=15M          8.2
-    natural=15.75M,rendition=0.25M     4.3
-    natural=15.5M,rendition=0.5M       4.3
-    natural=15M,rendition=1M           4.3
-    natural=14M,rendition=2M           4.3
-    natural=12M,rendition=4M           4.3
-    natural=8M,rendition=8M            4.3
-    natural=4M,rendition=12M           4.3
-    natural=0.5M,rendition=15.5M       4.3
-    natural=8M,rendition=0M            2.2
-    natural=6M,rendition=2M            2.2
-    natural=4M,rendition=4M            2.2
-    natural=2M,rendition=6M            2.2
-    natural=0M,rendition=8M            2.2
+    natural=57M                       14.6
+    natural=45M                       11.5
+    natural=30M                        7.7
+    natural=16M                        4.1
+    random-natural=57M                14.6
+    random-natural=45M                11.5
+    random-natural=30M                 7.7
+    random-natural=16M                 4.1
+    rendition=16M                      4.1
+    natural=44M,rendition=13M         14.6
+    natural=41M,rendition=16M         14.6
+    natural=22.5M,rendition=7.5M       7.7
+    natural=15M,rendition=15M          7.7
+    natural=15.75M,rendition=0.25M     4.1
+    natural=15.5M,rendition=0.5M       4.1
+    natural=15M,rendition=1M           4.1
+    natural=14M,rendition=2M           4.1
+    natural=12M,rendition=4M           4.1
+    natural=8M,rendition=8M            4.1
+    natural=4M,rendition=12M           4.1
+    natural=0.5M,rendition=15.5M       4.1
+    natural=8M,rendition=0M            2.0
+    natural=6M,rendition=2M            2.0
+    natural=4M,rendition=4M            2.0
+    natural=2M,rendition=6M            2.0
+    natural=0M,rendition=8M            2.0
 
 Its findings to compare with: natural alone reaches about 0.4 of the accuracy of a CLIP trained on
 random records on renditions (relative, corrected for chance), and the best ratio of rendition to

@@ -21,6 +21,8 @@ from clipdg_jax.models.kernels import attention as attention_kernel
 from clipdg_jax.models.kernels import common, norm
 
 Activation = Callable[[Array], Array]
+# Takes some tokens out of rows of them: [b, n, d] -> [c, m, d].
+Read = Callable[[Array], Array]
 EPS = 1e-5  # of torch's LayerNorm
 _KEPT = "kept"
 
@@ -157,14 +159,17 @@ class Attention(nnx.Module):
         self.out_proj = Linear(width, width, out_weight, constant(0.0))
 
     def __call__(
-        self, x: Float[Array, "b n d"], seen: Bool[Array, "#b n n"] | None = None
-    ) -> Float[Array, "b n d"]:
+        self,
+        x: Float[Array, "b n d"],
+        seen: Bool[Array, "#b n n"] | None = None,
+        read: Read | None = None,
+    ) -> Float[Array, "c m d"]:
         b, n, d = x.shape
         qkv = x @ self.in_proj_weight[...].astype(x.dtype)
         qkv = keep(qkv + self.in_proj_bias[...].astype(x.dtype).reshape(1, 1, -1))
         qkv = qkv.reshape(b, n, 3, self.heads, d // self.heads)
-        out = keep(attend(qkv, seen, self.kernels))
-        return self.out_proj(out.reshape(b, n, d))
+        out = keep(attend(qkv, seen, self.kernels)).reshape(b, n, d)
+        return self.out_proj(out if read is None else read(out))
 
 
 def attend(
@@ -226,7 +231,8 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    kernels: config.ClipConfig's `kernels`.
+    kernels: config.ClipConfig's `kernels`. `read`, of a call, takes from all tokens those that
+    are wanted of the output: attention is between all, what follows is each token's own affair.
     """
 
     def __init__(self, attn: Attention, mlp: Mlp, width: int, kernels: str):
@@ -237,10 +243,14 @@ class Block(nnx.Module):
         self.kernels = kernels
 
     def __call__(
-        self, x: Float[Array, "b n d"], seen: Bool[Array, "#b n n"] | None = None
-    ) -> Float[Array, "b n d"]:
+        self,
+        x: Float[Array, "b n d"],
+        seen: Bool[Array, "#b n n"] | None = None,
+        read: Read | None = None,
+    ) -> Float[Array, "c m d"]:
         x, y = self._branch(self.ln_1, x)
-        x = keep(x + self.attn(y, seen))
+        mixed = self.attn(y, seen, read)
+        x = keep((x if read is None else read(x)) + mixed)
         x, y = self._branch(self.ln_2, x)
         return x + self.mlp(y)
 
@@ -286,27 +296,37 @@ class Transformer(nnx.Module):
         self.scan = scan
 
     def __call__(
-        self, x: Float[Array, "b n d"], seen: Bool[Array, "#b n n"] | None = None
-    ) -> Float[Array, "b n d"]:
-        """seen: as for `attend`, the same in every block."""
+        self,
+        x: Float[Array, "b n d"],
+        seen: Bool[Array, "#b n n"] | None = None,
+        read: Read | None = None,
+    ) -> Float[Array, "c m d"]:
+        """All tokens' outputs, or those that `read` takes: the last block computes no others.
+
+        seen: as for `attend`, the same in every block.
+        """
         # All blocks are built alike, so that the first one's structure serves for each.
         graph, _ = nnx.split(self.resblocks[0])
         states = [nnx.to_pure_dict(nnx.state(block)) for block in self.resblocks]
 
-        def apply(x: Array, state: dict) -> Array:
-            return nnx.merge(graph, state)(x, seen)
+        def block(x: Array, state: dict, read: Read | None = None) -> Array:
+            return nnx.merge(graph, state)(x, seen, read)
 
+        apply = self._remat(block)
+        if self.scan and len(states) > 1:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states[:-1])
+            x = jax.lax.scan(lambda x, state: (apply(x, state), None), x, stacked)[0]
+        else:
+            for state in states[:-1]:
+                x = apply(x, state)
+        return self._remat(functools.partial(block, read=read))(x, states[-1])
+
+    def _remat(self, block: Callable[..., Array]) -> Callable[..., Array]:
         # Within a scan nothing can be merged with what is computed again.
         checkpoint = functools.partial(jax.checkpoint, prevent_cse=not self.scan)
         if self.remat == "full":
-            apply = checkpoint(apply)
-        elif self.remat == "dots":
+            return checkpoint(block)
+        if self.remat == "dots":
             policy = jax.checkpoint_policies.save_only_these_names(_KEPT)
-            apply = checkpoint(apply, policy=policy)
-
-        if self.scan:
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-            return jax.lax.scan(lambda x, state: (apply(x, state), None), x, stacked)[0]
-        for state in states:
-            x = apply(x, state)
-        return x
+            return checkpoint(block, policy=policy)
+        return block

@@ -75,11 +75,16 @@ class TextTower(nnx.Module):
     def __call__(self, tokens: Int[Array, "r n"], packing: Packing) -> Float[Array, "b e"]:
         """Features of the captions that `packing.ends` lists, b = g k."""
         x = self.token_embedding(tokens).astype(self.dtype) + self._embed(packing.positions)
-        x = self.transformer(x, _seen(packing.positions))
         groups, _ = packing.ends.shape
-        slots = x.reshape(groups, -1, x.shape[-1])
-        pooled = jnp.take_along_axis(slots, packing.ends[:, :, None], axis=1)
-        pooled = self.ln_final(pooled.reshape(-1, x.shape[-1]))
+
+        def read(x: Array) -> Array:
+            """The end-of-text tokens, a row each."""
+            slots = x.reshape(groups, -1, x.shape[-1])
+            ends = jnp.take_along_axis(slots, packing.ends[:, :, None], axis=1)
+            return ends.reshape(-1, 1, x.shape[-1])
+
+        x = self.transformer(x, _seen(packing.positions), read)
+        pooled = self.ln_final(x[:, 0])
         return pooled @ self.text_projection[...].astype(pooled.dtype)
 
     def _embed(self, positions: Int[Array, "#r n"]) -> Float[Array, "#r n d"]:

@@ -113,11 +113,12 @@ class VisionTower(nnx.Module):
         """image: normalised, in the compute type, of the configured size."""
         for layer in self.stem:
             image = layer(image)
-        x = self.transformer(self._embed(image))
-        # The norm is per token: of the class token alone it is the same, and cheaper.
-        pooled = (
-            self.ln_post(x[:, 0]) if self.pool == "tok" else self.ln_post(x[:, 1:]).mean(axis=1)
-        )
+        x = self._embed(image)
+        if self.pool == "tok":
+            x = self.transformer(x, read=lambda x: x[:, :1])
+        else:
+            x = self.transformer(x)[:, 1:]
+        pooled = self.ln_post(x).mean(axis=1)
         return pooled @ self.proj[...].astype(pooled.dtype)
 
     def _embed(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
