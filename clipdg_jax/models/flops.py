@@ -7,18 +7,22 @@ and biases are left out (about 1 % of ViT-B/32). Attention counts all n x n scor
 from clipdg_jax.models import config as config_lib
 
 
-def _transformer(tokens: int, read: float, width: int, layers: int, mlp_ratio: float) -> float:
-    """A row of tokens, of which `read` are read.
+def _outputs(width: int, mlp_ratio: float) -> int:
+    """A layer's output projection and MLP, of one token."""
+    return 2 * (width**2 + 2 * width * int(width * mlp_ratio))
 
-    Per layer and token four d x d projections and the MLP, per pair of tokens its score and the
-    use of it. The last layer's output projection and MLP are of the tokens that are read.
+
+def _transformer(tokens: int, read: int, width: int, layers: int, mlp_ratio: float) -> int:
+    """A row of tokens, of which `read` are read; the last layer's outputs are of those only.
+
+    Per layer and token queries, keys and values, and `_outputs`; per pair of tokens its score and
+    the use of it.
     """
     inputs = 2 * tokens * 3 * width**2 + 4 * tokens**2 * width
-    outputs = 2 * (width**2 + 2 * width * int(width * mlp_ratio))
-    return layers * inputs + ((layers - 1) * tokens + read) * outputs
+    return layers * inputs + ((layers - 1) * tokens + read) * _outputs(width, mlp_ratio)
 
 
-def forward_flops_image(config: config_lib.ClipConfig) -> float:
+def forward_flops_image(config: config_lib.ClipConfig) -> int:
     """One image through its tower. ViT-B/32: 8.30e9; 8.82e9 where all tokens are read."""
     c = config.vision
     stem, side, inputs = 0, c.image_size, 3
@@ -44,8 +48,8 @@ def forward_flops_text(
     """
     c = config.text
     columns = tokens or c.context_length
-    blocks = _transformer(columns, 1 / rows, c.width, c.layers, c.mlp_ratio)
-    return rows * blocks + 2 * c.width * config.embed_dim
+    row = _transformer(columns, 0, c.width, c.layers, c.mlp_ratio)
+    return rows * row + _outputs(c.width, c.mlp_ratio) + 2 * c.width * config.embed_dim
 
 
 def train_flops_per_pair(

@@ -184,10 +184,9 @@ def attend(
     """
     if kernels == "auto" and attention_kernel.suits(qkv):
         return attention_kernel.attention(qkv, seen)
+    if kernels == "auto" and _suits_cudnn(qkv, seen):
+        return attend_cudnn(qkv, seen)
     q, k, v = jnp.unstack(qkv, axis=2)
-    if kernels == "auto" and _suits_cudnn(q, seen):
-        mask = None if seen is None else seen[:, None]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     logits = jnp.einsum(
         "bqhc,bkhc->bhqk", q * q.shape[3] ** -0.5, k, preferred_element_type=jnp.float32
     )
@@ -197,15 +196,24 @@ def attend(
     return jnp.einsum("bhqk,bkhc->bqhc", weights, v)
 
 
-def _suits_cudnn(q: Float[Array, "b n h c"], seen: Bool[Array, "#b n n"] | None) -> bool:
+def attend_cudnn(
+    qkv: Float[Array, "b n 3 h c"], seen: Bool[Array, "#b n n"] | None = None
+) -> Float[Array, "b n h c"]:
+    """`attend` by cuDNN's kernel, where it has one."""
+    q, k, v = jnp.unstack(qkv, axis=2)
+    mask = None if seen is None else seen[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+
+
+def _suits_cudnn(qkv: Float[Array, "b n 3 h c"], seen: Bool[Array, "#b n n"] | None) -> bool:
     """Whether cuDNN has a kernel for this, forward and backward."""
     # Its backward pass is not known to add up in one order.
     if "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", ""):
         return False
-    if not common.nvidia() or q.dtype != jnp.bfloat16:
+    if not common.nvidia() or qkv.dtype != jnp.bfloat16:
         return False
-    _, n, _, width = q.shape
-    return width % 8 == 0 and width <= 128 and (seen is None or n % 2 == 0)
+    _, n, _, _, c = qkv.shape
+    return c % 8 == 0 and c <= 128 and (seen is None or n % 2 == 0)
 
 
 class Mlp(nnx.Module):

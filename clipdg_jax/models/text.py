@@ -83,7 +83,7 @@ class TextTower(nnx.Module):
             ends = jnp.take_along_axis(slots, packing.ends[:, :, None], axis=1)
             return ends.reshape(-1, 1, x.shape[-1])
 
-        x = self.transformer(x, _seen(packing.positions), read)
+        x = self.transformer(x, seen(packing.positions), read)
         pooled = self.ln_final(x[:, 0])
         return pooled @ self.text_projection[...].astype(pooled.dtype)
 
@@ -98,7 +98,7 @@ class TextTower(nnx.Module):
         return jnp.matmul(chosen, table, precision=jax.lax.Precision.HIGHEST)
 
 
-def _seen(positions: Int[Array, "#r n"]) -> Bool[Array, "#r n n"]:
+def seen(positions: Int[Array, "#r n"]) -> Bool[Array, "#r n n"]:
     """Whether a token (second axis) sees another: of its own caption, and not behind it."""
     slot = jnp.arange(positions.shape[1])
     back = slot[None, :, None] - slot[None, None, :]

@@ -28,8 +28,8 @@ def positions(rows, columns=80):
 
 SEEN = {
     "all": lambda n: None,
-    "causal": lambda n: text._seen(jnp.arange(n)[None]),
-    "packed": lambda n: text._seen(positions(PACKED, n)),
+    "causal": lambda n: text.seen(jnp.arange(n)[None]),
+    "packed": lambda n: text.seen(positions(PACKED, n)),
 }
 
 
@@ -91,7 +91,7 @@ def test_on_eight_devices(seen):
     """Each device has its rows; only the sums over all rows are exchanged."""
     mesh = sharding.make_mesh(data=4, fsdp=2)
     rows = sharding.batch_sharding(mesh)
-    masks = text._seen(jnp.arange(12)[None] * jnp.ones((8, 1), jnp.int32))
+    masks = text.seen(jnp.arange(12)[None] * jnp.ones((8, 1), jnp.int32))
     mask = masks[:1] if seen == "causal" else jax.device_put(masks, rows)
 
     def block(x, weight):
