@@ -5,7 +5,7 @@
 
 The argument is one of those below; `configs/sweep.py:paper` is all the pre-trainings together.
 Hardware: 8 A100 with 80 GB, or as many FLOP/s of anything else. Hours are those of the dry run,
-arithmetic at an assumed MFU of 0.4 with captions packed, no measurement: one H100 reached 0.35 of
+arithmetic at an assumed MFU of 0.4 with captions packed, no measurement: one H100 reached 0.55 of
 the rate at which it multiplies matrices, fed from its own memory, and published runs of others
 reach 0.09 to 0.13. The pre-trainings are ViT-B/32, batch 16 384, 32 epochs of the records
 that are named, of data/natural (LAION-Natural, 57 M), data/rendition (LAION-Rendition, 16 M) and

@@ -38,13 +38,20 @@ def normal(seed, *shape, dtype=jnp.float32):
 
 
 def with_gradients(function, *args):
-    """The function's results, and the gradients of a random sum of them."""
+    """The function's results, and the gradients of a random sum of them.
+
+    The sum's weights are bfloat16's, so that they are the same whatever the results' type.
+    """
 
     def value(*args):
         results = jax.tree.leaves(function(*args))
         keys = jax.random.split(jax.random.key(9), len(results))
-        pairs = zip(results, keys, strict=True)
-        return sum((r * jax.random.normal(k, r.shape, r.dtype)).sum() for r, k in pairs), results
+        weights = [
+            jax.random.normal(key, r.shape, jnp.bfloat16).astype(r.dtype)
+            for key, r in zip(keys, results, strict=True)
+        ]
+        sums = [(r * w).astype(jnp.float32).sum() for r, w in zip(results, weights, strict=True)]
+        return sum(sums), results
 
     grads, results = jax.jit(jax.grad(value, tuple(range(len(args))), has_aux=True))(*args)
     return results, grads
