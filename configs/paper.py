@@ -17,7 +17,7 @@ data/random-natural (random records of the pool), which `curate` writes.
                                thresholds are set for a precision of 98 %
     curate                  -  dedup, classifier; natural 57 M, rendition 16 M
     evaluate                -  the checkpoints of one run, every one of them
-    imagenet              8.8  every method, a training for each coefficient; a ViT-B/16 in
+    imagenet              8.3  every method, a training for each coefficient; a ViT-B/16 in
                                checkpoints/ViT-B-16. As published, of OpenAI's: zero-shot 68.3 %
                                on ImageNet and 58.4 % on five shifts, full fine-tuning 80.7 and
                                52.8, WiSE-FT 81.7 and 63.0
