@@ -10,11 +10,13 @@ import functools
 import math
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import ad_checkpoint
+from jax.experimental import xla_metadata
 from jaxtyping import Array, Bool, Float
 
 from clipdg_jax.models.kernels import attention as attention_kernel
@@ -291,6 +293,28 @@ def text_inits(
     return normal(width**-0.5), out, normal((2 * width) ** -0.5), out
 
 
+def _apart(function: Callable[..., Array]) -> Callable[..., Array]:
+    """On a CPU, `function` compiled as a computation of its own, so that its results are stored.
+
+    XLA fuses sums into whatever reads them. Of the residual stream, a block's input or its
+    gradient would be added up from all branches before it, in every place that needs it.
+    """
+    if jax.default_backend() != "cpu":
+        return function
+
+    @jax.jit
+    def computation(*args: Any) -> Array:
+        # What the function itself calls is fused as ever.
+        with xla_metadata.set_xla_metadata(inlineable="true"):
+            return function(*args)
+
+    def call(*args: Any) -> Array:
+        with xla_metadata.set_xla_metadata(inlineable="false"):
+            return computation(*args)
+
+    return call
+
+
 class Transformer(nnx.Module):
     """A stack of blocks.
 
@@ -317,17 +341,18 @@ class Transformer(nnx.Module):
         graph, _ = nnx.split(self.resblocks[0])
         states = [nnx.to_pure_dict(nnx.state(block)) for block in self.resblocks]
 
-        def block(x: Array, state: dict, read: Read | None = None) -> Array:
+        def block(x: Array, state: dict, seen: Array | None, *, read: Read | None = None) -> Array:
             return nnx.merge(graph, state)(x, seen, read)
 
-        apply = self._remat(block)
+        apply = self._remat(_apart(block))
         if self.scan and len(states) > 1:
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states[:-1])
-            x = jax.lax.scan(lambda x, state: (apply(x, state), None), x, stacked)[0]
+            x = jax.lax.scan(lambda x, state: (apply(x, state, seen), None), x, stacked)[0]
         else:
             for state in states[:-1]:
-                x = apply(x, state)
-        return self._remat(functools.partial(block, read=read))(x, states[-1])
+                x = apply(x, state, seen)
+        last = self._remat(_apart(functools.partial(block, read=read)))
+        return last(x, states[-1], seen)
 
     def _remat(self, block: Callable[..., Array]) -> Callable[..., Array]:
         # Within a scan nothing can be merged with what is computed again.

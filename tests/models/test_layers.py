@@ -1,0 +1,44 @@
+"""How a transformer's blocks are compiled."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from clipdg_jax.models import config as config_lib
+from clipdg_jax.models import model as model_lib
+
+
+@pytest.mark.parametrize(("pool", "read"), [("tok", 1), ("avg", 5)])
+def test_the_last_block_computes_what_is_read(pool, read):
+    vision = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "heads": 2}
+    config = config_lib.from_config({"vision": {**vision, "pool": pool}})
+    model = model_lib.Model(config)
+    image = jax.ShapeDtypeStruct((3, 16, 16, 3), jnp.float32)
+    text = jax.jit(model.encode_image).lower(model.shapes(), image).as_text()
+    # The hidden layers of the two MLPs.
+    hidden = [line for line in text.splitlines() if "dot_general" in line and "x128xf32>" in line]
+    assert sum("tensor<3x5x128xf32>" in line.split("->")[-1] for line in hidden) == 1 + (read == 5)
+    assert sum("tensor<3x1x128xf32>" in line.split("->")[-1] for line in hidden) == (read == 1)
+
+
+def test_blocks_are_computations_of_their_own_on_a_cpu():
+    """Forward and backward, of either tower's three blocks: else residual sums are recomputed."""
+    tower = {"width": 32, "layers": 3, "heads": 2}
+    config = config_lib.from_config(
+        {
+            "vision": {"image_size": 16, "patch_size": 8, **tower},
+            "text": {"context_length": 8, "vocab_size": 50, **tower},
+        }
+    )
+    model = model_lib.Model(config)
+
+    def objective(params, image, tokens):
+        image, text, scale = model(params, image, tokens)
+        return scale * jnp.sum(image * text)
+
+    image = jax.ShapeDtypeStruct((3, 16, 16, 3), jnp.float32)
+    tokens = jax.ShapeDtypeStruct((3, 8), jnp.int32)
+    compiled = jax.jit(jax.grad(objective)).lower(model.shapes(), image, tokens).compile()
+    assert len(re.findall(r" call\(", compiled.as_text())) == 2 * 2 * 3
