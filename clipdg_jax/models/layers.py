@@ -101,12 +101,45 @@ class LayerNorm(nnx.Module):
         self.bias = param((width,), constant(0.0))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        y = x.astype(jnp.float32)
-        y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPS)
-        shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
-        y = y * self.weight[...].reshape(shape) + self.bias[...].reshape(shape)
-        return y.astype(x.dtype)
+        return layer_norm(x, self.weight[...], self.bias[...])
+
+
+@jax.custom_vjp
+def layer_norm(
+    x: Float[Array, "*b d"], weight: Float[Array, " d"], bias: Float[Array, " d"]
+) -> Float[Array, "*b d"]:
+    """(x - mean) / sqrt(variance + EPS) * weight + bias; its gradient needs x and weight only."""
+    normalised, _ = _normalised(x)
+    return (normalised * _last(weight, x) + _last(bias, x)).astype(x.dtype)
+
+
+def _normalised(x: Array) -> tuple[Array, Array]:
+    """x with mean 0 and variance 1, float32, and what it was multiplied by."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPS)
+    return y * scale, scale
+
+
+def _last(vector: Array, x: Array) -> Array:
+    """A vector along the last axis of x."""
+    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _layer_norm_gradients(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array, Array]:
+    x, weight = kept
+    normalised, scale = _normalised(x)
+    dy = dy.astype(jnp.float32)
+    rows = tuple(range(x.ndim - 1))
+    d = dy * _last(weight, x)
+    slope = (d * normalised).mean(-1, keepdims=True)
+    dx = (d - d.mean(-1, keepdims=True) - normalised * slope) * scale
+    return dx.astype(x.dtype), (dy * normalised).sum(rows), dy.sum(rows)
+
+
+layer_norm.defvjp(
+    lambda x, weight, bias: (layer_norm(x, weight, bias), (x, weight)), _layer_norm_gradients
+)
 
 
 class ImageNorm(nnx.Module):

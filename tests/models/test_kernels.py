@@ -200,6 +200,12 @@ def test_suits_norm(shape, suits, monkeypatch):
     assert norm.suits(jax.ShapeDtypeStruct(shape, jnp.bfloat16)) == suits
 
 
+def test_layer_norm():
+    args = normal(0, 3, 10, 24), normal(1, 24), normal(2, 24)
+    found = with_gradients(layers.layer_norm, *args)
+    assert distance(found, with_gradients(lambda *args: plain_branch(*args)[1], *args)) < 1e-6
+
+
 def test_gelu():
     x = jnp.linspace(-6, 6, 201)
     found = with_gradients(layers.gelu, x)
