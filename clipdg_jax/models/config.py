@@ -86,7 +86,7 @@ class ClipConfig:
     dtype: of the towers' arithmetic; parameters, LayerNorm, softmax and features are float32.
     remat: what the backward pass recomputes: "none", "full" (each block from its input) or
         "dots" (normalisations and activations: what takes memory and little time).
-    scan_layers: compile one block and scan over the layers (faster to compile, same result).
+    scan_layers: compile one block and scan over the layers (same result).
     kernels: "auto" takes our own for attention and LayerNorm (`models.kernels`), or cuDNN's for the
         attention of longer sequences, where they can be had: in bfloat16 on NVIDIA GPUs since
         Ampere. "xla" never does.

@@ -109,15 +109,15 @@ def layer_norm(
     x: Float[Array, "*b d"], weight: Float[Array, " d"], bias: Float[Array, " d"]
 ) -> Float[Array, "*b d"]:
     """(x - mean) / sqrt(variance + EPS) * weight + bias; its gradient needs x and weight only."""
-    normalised, _ = _normalised(x)
+    normalised, _ = _normalised(x, (-1,))
     return (normalised * _last(weight, x) + _last(bias, x)).astype(x.dtype)
 
 
-def _normalised(x: Array) -> tuple[Array, Array]:
-    """x with mean 0 and variance 1, float32, and what it was multiplied by."""
+def _normalised(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """x with mean 0 and variance 1 over these axes, float32, and what it was multiplied by."""
     y = x.astype(jnp.float32)
-    y = y - y.mean(-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPS)
+    y = y - y.mean(axes, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.square(y).mean(axes, keepdims=True) + EPS)
     return y * scale, scale
 
 
@@ -128,7 +128,7 @@ def _last(vector: Array, x: Array) -> Array:
 
 def _layer_norm_gradients(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array, Array]:
     x, weight = kept
-    normalised, scale = _normalised(x)
+    normalised, scale = _normalised(x, (-1,))
     dy = dy.astype(jnp.float32)
     rows = tuple(range(x.ndim - 1))
     d = dy * _last(weight, x)
@@ -153,9 +153,7 @@ class ImageNorm(nnx.Module):
         self.bias = param((width,), constant(0.0))
 
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
-        y = x.astype(jnp.float32)
-        y = y - y.mean((1, 2, 3), keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 2, 3), keepdims=True) + EPS)
+        y, _ = _normalised(x, (1, 2, 3))
         shape = (1, 1, 1, x.shape[-1])
         y = y * self.weight[...].reshape(shape) + self.bias[...].reshape(shape)
         return y.astype(x.dtype)

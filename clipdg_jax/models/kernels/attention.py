@@ -22,7 +22,7 @@ _MOST_ELEMENTS = 128 * 64
 # Not -inf: a row of padding sees no key, and its weights must not be NaN.
 _HIDDEN = -1e30
 
-# Queries at a time, by the number of keys: the fastest on an H100, by `tools.bench_kernels`.
+# Queries at a time, by the number of keys: the fastest of those tried on an H100.
 _BLOCK = {64: 64, 128: 16}
 _WARPS = 4
 
