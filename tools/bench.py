@@ -44,6 +44,8 @@ from tools import bench_inputs, bench_step, cli
 
 FLAGS = flags.FLAGS
 PARTS = ("counts", "step", "loader", "filter")
+# Threads that wait for work, spinning, have gone to sleep by then.
+_SETTLE_SECONDS = 0.5
 
 
 def define_flags() -> None:
@@ -144,9 +146,10 @@ def step() -> None:
         for turn in turns.values():
             turn(FLAGS.warmup)
         seconds: dict[str, list[float]] = {name: [] for name in turns}
-        for _ in range(FLAGS.rounds):
-            for name, turn in turns.items():
-                seconds[name].append(turn(FLAGS.steps) / FLAGS.steps)
+        for round_ in range(FLAGS.rounds):
+            for name in list(turns)[:: -1 if round_ % 2 else 1]:
+                time.sleep(_SETTLE_SECONDS)
+                seconds[name].append(turns[name](FLAGS.steps) / FLAGS.steps)
     for bench, name in zip(benches, turns, strict=False):
         per_pair = bench.flops / FLAGS.batch_size
         xla = bench.counted()

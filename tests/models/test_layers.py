@@ -4,9 +4,11 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from clipdg_jax.models import config as config_lib
+from clipdg_jax.models import layers
 from clipdg_jax.models import model as model_lib
 
 
@@ -42,3 +44,18 @@ def test_blocks_are_computations_of_their_own_on_a_cpu():
     tokens = jax.ShapeDtypeStruct((3, 8), jnp.int32)
     compiled = jax.jit(jax.grad(objective)).lower(model.shapes(), image, tokens).compile()
     assert len(re.findall(r" call\(", compiled.as_text())) == 2 * 2 * 3
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(6, 10), (10, 6)])
+def test_the_product_on_a_cpu_has_the_plain_gradients(inputs, outputs):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, weight = (
+        jax.random.normal(keys[0], (2, 5, inputs)),
+        jax.random.normal(keys[1], (inputs, outputs)),
+    )
+    dy = jax.random.normal(keys[2], (2, 5, outputs))
+    found, expected = (
+        jax.vjp(product, x, weight)[1](dy) for product in (layers.multiply, jnp.matmul)
+    )
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

@@ -107,6 +107,20 @@ def test_what_a_step_computes():
         np.testing.assert_allclose(state["params"][name], want, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("finite", [True, False])
+def test_what_is_not_finite_is_left_out_on_any_backend(monkeypatch, backend, finite):
+    monkeypatch.setattr(step.jax, "default_backend", lambda: backend)
+    state, grads = {"params": {"a": jnp.arange(3.0)}}, {"a": jnp.ones(3)}
+
+    def update(state, grads):
+        return {"params": {"a": state["params"]["a"] - grads["a"]}}
+
+    found = jax.jit(lambda state: step.updated_if(jnp.asarray(finite), update, state, grads))(state)
+    expected = update(state, grads) if finite else state
+    np.testing.assert_array_equal(found["params"]["a"], expected["params"]["a"])
+
+
 @pytest.mark.parametrize("spoil", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing(spoil):
     mesh = ONE
