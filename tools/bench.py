@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from clipdg_jax import errors
+from clipdg_jax import errors, malloc
 from clipdg_jax.data import imagenet, packing, tokenizer
 from clipdg_jax.evaluation import embedding, prompts
 from clipdg_jax.models import config as model_config
@@ -228,6 +228,7 @@ def has_gpu() -> bool:
 
 def main(argv: Sequence[str]) -> None:
     del argv
+    malloc.keep_freed_memory()  # As every job does.
     unknown = sorted(set(FLAGS.parts) - set(PARTS))
     if unknown:
         raise errors.UserError(f"--parts: no {unknown[0]!r}; there are {', '.join(PARTS)}")

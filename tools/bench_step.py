@@ -35,6 +35,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
+from clipdg_jax import malloc
 from clipdg_jax.errors import UserError
 from clipdg_jax.jobs import pretrain
 from clipdg_jax.training import sharding
@@ -280,6 +281,7 @@ def hottest(bench: Bench, count: int) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str]) -> None:
     del argv
+    malloc.keep_freed_memory()  # As every job does.
 
     def out(found: dict[str, Any]) -> None:
         line = json.dumps(found)
