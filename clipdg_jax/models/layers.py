@@ -154,8 +154,7 @@ class ImageNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
         y, _ = _normalised(x, (1, 2, 3))
-        shape = (1, 1, 1, x.shape[-1])
-        y = y * self.weight[...].reshape(shape) + self.bias[...].reshape(shape)
+        y = y * _last(self.weight[...], x) + _last(self.bias[...], x)
         return y.astype(x.dtype)
 
 
@@ -189,7 +188,7 @@ class Linear(nnx.Module):
         self.bias = param((outputs,), bias)
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        bias = self.bias[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        bias = _last(self.bias[...].astype(x.dtype), x)
         return multiply(x, self.weight[...].astype(x.dtype)) + bias
 
 
@@ -221,7 +220,7 @@ class Attention(nnx.Module):
     ) -> Float[Array, "c m d"]:
         b, n, d = x.shape
         qkv = multiply(x, self.in_proj_weight[...].astype(x.dtype))
-        qkv = keep(qkv + self.in_proj_bias[...].astype(x.dtype).reshape(1, 1, -1))
+        qkv = keep(qkv + _last(self.in_proj_bias[...].astype(x.dtype), x))
         qkv = qkv.reshape(b, n, 3, self.heads, d // self.heads)
         out = keep(attend(qkv, seen, self.kernels)).reshape(b, n, d)
         return self.out_proj(out if read is None else read(out))

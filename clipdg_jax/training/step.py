@@ -128,7 +128,10 @@ def merged_params(state: State) -> losses.Params:
 
 
 def updated_if(
-    finite: Array, update: Callable[[State, losses.Params], State], state: State, grads: Any
+    finite: Array,
+    update: Callable[[State, losses.Params], State],
+    state: State,
+    grads: losses.Params,
 ) -> State:
     """`update(state, grads)` where the scalar `finite` holds, else the state as it is."""
     if jax.default_backend() == "cpu":

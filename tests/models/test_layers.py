@@ -1,4 +1,4 @@
-"""How a transformer's blocks are compiled."""
+"""How a transformer's blocks are compiled, and their products' gradients."""
 
 import re
 
