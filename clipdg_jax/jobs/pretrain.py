@@ -29,6 +29,7 @@ from clipdg_jax.training import (
     metrics,
     optimizer,
     sharding,
+    stacking,
     step,
     workdir,
 )
@@ -45,6 +46,7 @@ class Plan:
     mix: mixture.Mix
     steps: int
     tx: optax.GradientTransformation
+    init_params: step.Init
     objective: losses.Objective
     abstract: step.State
     layout: packing.Layout | None  # Of the captions; None: each has a row.
@@ -54,7 +56,7 @@ class Plan:
         return jax.random.key(self.config.seed)
 
     def init(self) -> step.State:
-        return step.init_state(self._init_params, self.rng, self.tx, self.mesh)
+        return step.init_state(self.init_params, self.rng, self.tx, self.mesh)
 
     def train_step(self) -> step.Step:
         optim = self.config.optim
@@ -65,10 +67,6 @@ class Plan:
             self.mesh,
             schedule=optimizer.schedule(optim.lr, optim.warmup, self.steps),
         )
-
-    @property
-    def _init_params(self):
-        return losses.wrap_init(self.model.init, self.config.loss)
 
 
 def plan(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Plan:
@@ -96,7 +94,7 @@ def plan(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
     steps = length(config, mix)
     tx = optimizer.make_optimizer(config.optim, steps)
     rng = jax.random.key(config.seed)
-    init = losses.wrap_init(model.init, config.loss)
+    init = _init_params(model, config)
     objective = losses.contrastive_objective(
         model, config.loss, accumulate=config.accumulate, shards=mesh.size
     )
@@ -107,10 +105,17 @@ def plan(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
         mix=mix,
         steps=steps,
         tx=tx,
+        init_params=init,
         objective=_with_batch_metrics(objective),
         abstract=step.abstract_state(init, rng, tx, mesh),
         layout=layout,
     )
+
+
+def _init_params(model: model_lib.Model, config: ml_collections.ConfigDict) -> step.Init:
+    """What makes a run's parameters of a key: blocks that are scanned over stacked."""
+    init = losses.wrap_init(model.init, config.loss)
+    return (lambda rng: stacking.stack(init(rng))) if model.config.scan_layers else init
 
 
 def _layout(

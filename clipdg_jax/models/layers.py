@@ -371,8 +371,8 @@ def _apart(function: Callable[..., Array]) -> Callable[..., Array]:
 class Transformer(nnx.Module):
     """A stack of blocks.
 
-    remat and scan are config.ClipConfig's `remat` and `scan_layers`. The scan stacks the blocks'
-    parameters inside the call; outside, and so in checkpoints, they are never stacked.
+    remat and scan are config.ClipConfig's `remat` and `scan_layers`. A scan goes over all blocks
+    but the last. It stacks their parameters in the call; `training.stacking` saves it that.
     """
 
     def __init__(self, blocks: list[Block], remat: str, scan: bool):

@@ -1,8 +1,8 @@
 """CLIP as pure functions of a flat dictionary of parameters.
 
 Parameters are a `dict[str, Array]`, float32, keyed by open_clip's state_dict names
-(`visual.conv1.weight`, `transformer.resblocks.0.attn.in_proj_weight`, `logit_scale`, ...), layers
-never stacked. Training, checkpoints and weight conversion know nothing else of the model.
+(`visual.conv1.weight`, `transformer.resblocks.0.attn.in_proj_weight`, `logit_scale`, ...), one
+for each layer. Training, checkpoints and weight conversion know nothing else of the model.
 """
 
 import functools

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from clipdg_jax import errors
-from clipdg_jax.training import checksums, sharding
+from clipdg_jax.training import checksums, sharding, stacking
 from clipdg_jax.training import step as step_lib
 
 _PARAMS, _TRAINING, _META = "params", "training", "meta"
@@ -100,7 +100,7 @@ class Checkpoints:
             return False
         if saved and step < saved[-1]:
             raise ValueError(f"step {step} is earlier than the latest checkpoint, {saved[-1]}")
-        params, training = _items(state)
+        params, training = _items(stacking.unstack(state))
         leaves = {**params, **training}
         sums = checksums.leaf_checksums(leaves)
         meta = self._meta | {
@@ -153,11 +153,13 @@ class Checkpoints:
         meta = _read_meta(directory)
         for section in ("architecture", "identity"):
             _check_same(directory, section, meta[section], self._meta[section])
-        params, training = _items(abstract)
+        canonical = stacking.unstack(abstract)
+        params, training = _items(canonical)
         _check_leaves(directory, meta["leaves"], {**params, **training})
         params = _read_arrays(directory, _PARAMS, params, meta)
         training = _read_arrays(directory, _TRAINING, training, meta)
-        return _state(abstract, params, training), meta["extra"]
+        state = _state(canonical, params, training)
+        return stacking.stack_as(abstract, state), meta["extra"]
 
     def close(self) -> None:
         """Waits for the last save and frees the threads."""

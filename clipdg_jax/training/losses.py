@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float
 
 from clipdg_jax import errors
 from clipdg_jax.models import text as text_lib
+from clipdg_jax.training import stacking
 
 Params = dict[str, Array]
 Metrics = dict[str, Array]
@@ -202,11 +203,12 @@ def contrastive_objective(
       An objective over batches with `image`, `tokens` and `valid`, and where captions are packed
       (`data.packing`) `positions` and `ends`, in a multiple of accumulate x shards groups; adds
       to the loss's metrics "logit_scale", the factor itself and not its logarithm, and "valid",
-      the records counted.
+      the records counted. The towers' blocks may be stacked (`stacking`) in its parameters.
     """
     check_loss(loss)
 
     def features(params: Params, batch: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+        params = stacking.unstack(params)
         if "ends" not in batch:
             return apply(params, batch["image"], batch["tokens"])
         packing = text_lib.Packing(batch["positions"], batch["ends"])

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from clipdg_jax import errors
+from clipdg_jax.training import stacking
 
 # Not decayed, by canonical (open_clip's) parameter name. Both positional embeddings, the token
 # embedding, the projections and the patch convolution are decayed.
@@ -100,11 +101,12 @@ def decay_mask(params: Mapping[str, Any]) -> dict[str, bool]:
     """Which parameters weight decay touches: none whose name matches `NOT_DECAYED`, no vector.
 
     Args:
-      params: per canonical name anything with `.shape`. Canonical parameters are never stacked
-        over layers, so that a vector is one; LayerNorms and biases go by name in any case.
+      params: per name anything with `.shape`. Of a stack of blocks (`stacking`) each block's
+        decides; LayerNorms and biases go by name in any case.
     """
     return {
-        name: NOT_DECAYED.search(name) is None and len(leaf.shape) >= 2
+        name: NOT_DECAYED.search(name) is None
+        and len(leaf.shape) - int(stacking.is_stack(name)) >= 2
         for name, leaf in params.items()
     }
 

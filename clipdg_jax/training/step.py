@@ -5,6 +5,8 @@ A state is a plain dict:
     {"params": trainable parameters by canonical name, "frozen": the others,
      "opt": the optimiser's state, for the trainable ones only, "step": int32, updates made}
 
+Where layers are scanned, blocks lie in one array (`stacking`); all else is by canonical name.
+
 The step is one `jax.jit` that takes over (donates) the state it is given.
 """
 
@@ -19,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from clipdg_jax import errors
-from clipdg_jax.training import losses, optimizer, sharding
+from clipdg_jax.training import losses, optimizer, sharding, stacking
 
 State = dict[str, Any]
 Init = Callable[[Any], losses.Params]
@@ -124,7 +126,7 @@ def init_state(
 
 def merged_params(state: State) -> losses.Params:
     """All parameters, frozen and trainable, by canonical name."""
-    return {**state["frozen"], **state["params"]}
+    return stacking.unstack({**state["frozen"], **state["params"]})
 
 
 def updated_if(

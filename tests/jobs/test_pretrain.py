@@ -308,6 +308,23 @@ def test_the_other_ways_to_compute_run_too(small, tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+def test_scanned_blocks_are_planned_in_one_array_each_and_take_no_other_memory(small):
+    plans = [
+        pretrain.plan(small(**{"model.scan_layers": scan, "model.text.layers": 3}))
+        for scan in (False, True)
+    ]
+    (apart, stacked), (text, same) = zip(*((p.abstract, pretrain.describe(p)) for p in plans))
+    name = "transformer.resblocks.{}.mlp.c_fc.weight"
+    assert stacked["params"][name.format("*")].shape == (
+        2,
+        *apart["params"][name.format(0)].shape,
+    )
+    assert stacked["params"][name.format(2)] == apart["params"][name.format(2)]
+    assert [line for line in same.splitlines() if line.startswith(("state", "trained"))] == [
+        line for line in text.splitlines() if line.startswith(("state", "trained"))
+    ]
+
+
 def test_length_follows_steps_then_examples_then_epochs(small):
     weights, amounts = mixture.parse_mix("a=3,b=1"), mixture.parse_mix("a=1k,b=1k")
     assert pretrain.length(small(steps=7, examples=1000, epochs=9), amounts) == 7
