@@ -6,8 +6,8 @@
 
 Needs the `tpu` extra, whose libtpu holds the compiler. Takes the flags of `clipdg_jax.main`;
 the config is the paper's unless given. What it shows: the step lowers and compiles for that many
-chips, and fits into their memory by the compiler's own account; a step that does not fit is an
-error. Nothing is run.
+chips, and fits into their memory by the compiler's own account; one that does not is an error.
+Nothing is run.
 """
 
 import os
@@ -21,6 +21,7 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 import jax
+import ml_collections
 from absl import app, flags
 from jax.experimental import topologies
 
@@ -51,31 +52,49 @@ def topology_devices(name: str) -> list[jax.Device]:
         ) from error
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
-    try:
-        devices = topology_devices(TOPOLOGY.value)
-        planned = pretrain.plan(launcher.CONFIG.value, devices)
-    except errors.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def compiled_report(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> str:
+    """Compiles a config's step; what it takes, as text.
+
+    Raises:
+      UserError: a field of the config is wrong, or the step does not fit into the chips' memory.
+    """
+    planned = pretrain.plan(config, devices)
     batch = pretrain.abstract_batch(planned)
     begin = time.perf_counter()
     jitted: Any = planned.train_step()
     lowered = jitted.lower(planned.abstract, batch, {})
     traced = time.perf_counter()
-    compiled = lowered.compile()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        kind, _, reason = str(error).splitlines()[0].partition(": ")
+        if kind != "RESOURCE_EXHAUSTED":
+            raise
+        raise errors.UserError(
+            f"config.batch_size: {config.batch_size:,} do not fit on {len(devices)} chips "
+            f"({reason.rstrip('.')}); lower it, or raise config.accumulate, or set "
+            "config.model.remat"
+        ) from error
     compiled_at = time.perf_counter()
     used = compiled.memory_analysis()
     scratch = used.temp_size_in_bytes
     held = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
-    print(
-        f"{planned.config.model.name}, batch {planned.config.batch_size:,}, for {len(devices)} "
+    return (
+        f"{config.model.name}, batch {config.batch_size:,}, for {len(devices)} "
         f"x {devices[0].device_kind}\n"
         f"traced in {traced - begin:.0f} s, compiled in {compiled_at - traced:.0f} s\n"
         f"per chip, by TPU's compiler: {held / GIB:.2f} GiB state and batch, "
         f"{scratch / GIB:.2f} GiB scratch and activations"
     )
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    try:
+        print(compiled_report(launcher.CONFIG.value, topology_devices(TOPOLOGY.value)))
+    except errors.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
