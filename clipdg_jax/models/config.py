@@ -86,8 +86,8 @@ class ClipConfig:
     dtype: of the towers' arithmetic; parameters, LayerNorm, softmax and features are float32.
     remat: what the backward pass recomputes: "none", "full" (each block from its input) or
         "dots" (normalisations and activations: what takes memory and little time).
-    scan_layers: compile one block and scan over the layers (same result). Pre-training's step then
-        compiles in 0.4 to 0.6 of the time on GPUs and TPUs, and runs no faster.
+    scan_layers: compile one block and scan over the layers (same result). A pre-training's step
+        then compiles sooner, above all for TPUs, and runs no faster.
     kernels: "auto" takes our own for attention and LayerNorm (`models.kernels`), or cuDNN's for the
         attention of longer sequences, where they can be had: in bfloat16 on NVIDIA GPUs since
         Ampere. "xla" never does.
