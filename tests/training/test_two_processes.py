@@ -14,17 +14,23 @@ _CODE = """
     import sys
     import jax, jax.numpy as jnp, numpy as np, optax
     from clipdg_jax import errors
-    from clipdg_jax.training import agreement, checkpoints, checksums, losses, sharding, step
+    from clipdg_jax.training import agreement, checkpoints, checksums, losses, sharding, stacking
+    from clipdg_jax.training import step
 
     def init(key):
-        a, b = jax.random.split(key)
-        return {
+        a, b, c = jax.random.split(key, 3)
+        blocks = 0.02 * jax.random.normal(c, (3, 512, 256))
+        return stacking.stack({
             "image": 0.1 * jax.random.normal(a, (512, 128)),
             "text": 0.1 * jax.random.normal(b, (512, 128)),
             "logit_scale": jnp.asarray(2.0, jnp.float32),
-        }
+            **{f"resblocks.{i}.weight": blocks[i] for i in range(3)},
+        })
 
     def apply(params, image, tokens):
+        for i in range(3):
+            inner = image @ params[f"resblocks.{i}.weight"]
+            image = image + jnp.tanh(inner) @ params[f"resblocks.{i}.weight"].T
         features = [image @ params["image"], tokens @ params["text"]]
         unit = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in features]
         return (*unit, jnp.exp(params["logit_scale"]))
@@ -46,13 +52,14 @@ _CODE = """
             mine = {k: v[rows] for k, v in batch(s).items()}
             state, metrics = train_step(state, sharding.put_batch(mine, mesh), {})
             history.append(float(metrics["loss"]))
-        sha = checksums.params_sha256(state["params"])
+        sha = checksums.params_sha256(step.merged_params(state))
         store = checkpoints.Checkpoints(directory, identity={}, architecture={"a": 1}, keep=1)
         for s in (10, 20):
             store.save(s, state, {"by": jax.process_count()})
         assert store.steps() == [20]
         again, extra = store.restore(abstract)
-        assert checksums.params_sha256(again["params"]) == sha
+        assert again["params"]["resblocks.*.weight"].sharding.spec == jax.P(None, "fsdp")
+        assert checksums.params_sha256(step.merged_params(again)) == sha
         store.close()
         return history, sha
 """
