@@ -54,7 +54,7 @@ def by_rows(function: Callable[..., Any], rule: str) -> Callable[..., Any]:
         sharding_rule=rule,
         need_replication_factors=tuple(factor for factor in factors if factor != "b"),
     )
-    return wrapped
+    return jax.jit(wrapped)  # So that all layers share what is traced and lowered.
 
 
 def inside(start: Any, shape: tuple[int, int], rows: int) -> Array:
