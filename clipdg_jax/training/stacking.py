@@ -5,12 +5,13 @@ In place of `transformer.resblocks.0.mlp.c_fc.weight` and those of the blocks af
     transformer.resblocks.*.mlp.c_fc.weight    [blocks, ...]
 
 A scan reads its blocks' parameters from such arrays. Held as one array per block they would be
-copied into place in every step, and gradients and optimiser would be code for each of them; a
-state that is held like this compiles in about the time of one block. The last block of a tower
+copied into place in every step, and gradients and optimiser would be code for each of them; the
+program of a step on a stacked state is as long for any number of blocks. The last block of a tower
 is not scanned over (`models.layers.Transformer`) and keeps its name.
 
 It is the state's and its step's affair alone: `step.merged_params`, checkpoints and with them
-evaluation, hashes and exported weights have one array per block, by its canonical name.
+evaluation, hashes and exported weights have one array per block, by its canonical name. For as
+long as those are needed there are both on the devices.
 """
 
 import re
@@ -22,13 +23,13 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-MARK = ".*."
+_MARK = ".*."
 _BLOCK = re.compile(r"^(.*\bresblocks)\.(\d+)\.(.*)$")
 
 
 def is_stack(name: str) -> bool:
     """Whether a parameter of this name has the blocks as its first dimension."""
-    return MARK in name
+    return _MARK in name
 
 
 def stack(params: Mapping[str, Array]) -> dict[str, Array]:
@@ -44,7 +45,7 @@ def stack(params: Mapping[str, Array]) -> dict[str, Array]:
             tower, number, leaf = found.groups()
             blocks.setdefault((tower, leaf), {})[int(number)] = name
     stacks = {
-        f"{tower}{MARK}{leaf}": [names[i] for i in range(len(names) - 1)]
+        f"{tower}{_MARK}{leaf}": [names[i] for i in range(len(names) - 1)]
         for (tower, leaf), names in blocks.items()
         if len(names) > 1 and max(names) == len(names) - 1
     }
@@ -96,7 +97,7 @@ def _holds_stacks(node: Any) -> bool:
 
 
 def _nth(name: str, block: int) -> str:
-    return name.replace(MARK, f".{block}.")
+    return name.replace(_MARK, f".{block}.")
 
 
 def _split(x: Any) -> tuple[Any, ...]:
