@@ -46,7 +46,6 @@ class Plan:
     mix: mixture.Mix
     steps: int
     tx: optax.GradientTransformation
-    init_params: step.Init
     objective: losses.Objective
     abstract: step.State
     layout: packing.Layout | None  # Of the captions; None: each has a row.
@@ -56,7 +55,8 @@ class Plan:
         return jax.random.key(self.config.seed)
 
     def init(self) -> step.State:
-        return step.init_state(self.init_params, self.rng, self.tx, self.mesh)
+        init = _init_params(self.model, self.config)
+        return step.init_state(init, self.rng, self.tx, self.mesh)
 
     def train_step(self) -> step.Step:
         optim = self.config.optim
@@ -105,7 +105,6 @@ def plan(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
         mix=mix,
         steps=steps,
         tx=tx,
-        init_params=init,
         objective=_with_batch_metrics(objective),
         abstract=step.abstract_state(init, rng, tx, mesh),
         layout=layout,

@@ -100,7 +100,7 @@ class Checkpoints:
             return False
         if saved and step < saved[-1]:
             raise ValueError(f"step {step} is earlier than the latest checkpoint, {saved[-1]}")
-        params, training = _items(stacking.unstack(state))
+        params, training = _items(state)
         leaves = {**params, **training}
         sums = checksums.leaf_checksums(leaves)
         meta = self._meta | {
@@ -153,13 +153,11 @@ class Checkpoints:
         meta = _read_meta(directory)
         for section in ("architecture", "identity"):
             _check_same(directory, section, meta[section], self._meta[section])
-        canonical = stacking.unstack(abstract)
-        params, training = _items(canonical)
+        params, training = _items(abstract)
         _check_leaves(directory, meta["leaves"], {**params, **training})
         params = _read_arrays(directory, _PARAMS, params, meta)
         training = _read_arrays(directory, _TRAINING, training, meta)
-        state = _state(canonical, params, training)
-        return stacking.stack_as(abstract, state), meta["extra"]
+        return _state(abstract, params, training), meta["extra"]
 
     def close(self) -> None:
         """Waits for the last save and frees the threads."""
@@ -230,7 +228,7 @@ def load_params(
 
 def _items(state: step_lib.State) -> tuple[dict[str, Any], dict[str, Any]]:
     """A state as two flat dicts: parameters by canonical name, the rest as `training/...`."""
-    rest = {"opt": state["opt"], "step": state["step"]}
+    rest = stacking.unstack({"opt": state["opt"], "step": state["step"]})
     flat, _ = jax.tree_util.tree_flatten_with_path(rest)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
     training = {f"{_TRAINING}/{name}": leaf for name, (_, leaf) in zip(names, flat)}
@@ -241,13 +239,15 @@ def _state(
     abstract: step_lib.State, params: dict[str, Array], training: dict[str, Array]
 ) -> step_lib.State:
     """The inverse of `_items`."""
-    tree = jax.tree.structure({"opt": abstract["opt"], "step": abstract["step"]})
+    canonical = stacking.unstack(abstract)
+    tree = jax.tree.structure({"opt": canonical["opt"], "step": canonical["step"]})
     _, names = _items(abstract)
-    return {
-        "params": {k: params[k] for k in abstract["params"]},
-        "frozen": {k: params[k] for k in abstract["frozen"]},
+    state = {
+        "params": {k: params[k] for k in canonical["params"]},
+        "frozen": {k: params[k] for k in canonical["frozen"]},
         **jax.tree.unflatten(tree, [training[name] for name in names]),
     }
+    return stacking.stack_as(abstract, state)
 
 
 def _steps(directory: epath.Path) -> list[int]:

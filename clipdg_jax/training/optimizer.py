@@ -105,8 +105,7 @@ def decay_mask(params: Mapping[str, Any]) -> dict[str, bool]:
         decides; LayerNorms and biases go by name in any case.
     """
     return {
-        name: NOT_DECAYED.search(name) is None
-        and len(leaf.shape) - int(stacking.is_stack(name)) >= 2
+        name: NOT_DECAYED.search(name) is None and len(stacking.block_shape(name, leaf.shape)) >= 2
         for name, leaf in params.items()
     }
 

@@ -69,20 +69,16 @@ def param_shardings(shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSha
       `FSDP_MIN_ELEMENTS`, where no dimension is divisible, or where `fsdp` is 1. A stack of blocks
       (`stacking`) lies as each of them would.
     """
-    return {
-        name: _param_sharding(leaf.shape, mesh, int(stacking.is_stack(name)))
-        for name, leaf in shapes.items()
-    }
+    return {name: _param_sharding(name, leaf.shape, mesh) for name, leaf in shapes.items()}
 
 
-def _param_sharding(shape: tuple[int, ...], mesh: Mesh, skipped: int) -> NamedSharding:
-    """skipped: leading dimensions that are not the parameter's own."""
-    shape, size = shape[skipped:], mesh.shape["fsdp"]
-    divisible = [d for d, length in enumerate(shape) if length % size == 0]
-    if size == 1 or not divisible or np.prod(shape, dtype=np.int64) < FSDP_MIN_ELEMENTS:
+def _param_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    own, size = stacking.block_shape(name, shape), mesh.shape["fsdp"]
+    divisible = [d for d, length in enumerate(own) if length % size == 0]
+    if size == 1 or not divisible or np.prod(own, dtype=np.int64) < FSDP_MIN_ELEMENTS:
         return replicated(mesh)
-    dim = max(divisible, key=lambda d: shape[d])
-    return NamedSharding(mesh, PartitionSpec(*(None,) * (skipped + dim), "fsdp"))
+    dim = max(divisible, key=lambda d: own[d]) + len(shape) - len(own)
+    return NamedSharding(mesh, PartitionSpec(*(None,) * dim, "fsdp"))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

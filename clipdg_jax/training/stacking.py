@@ -32,6 +32,11 @@ def is_stack(name: str) -> bool:
     return _MARK in name
 
 
+def block_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The parameter's own shape: of a stack, that of each block."""
+    return shape[1:] if is_stack(name) else shape
+
+
 def stack(params: Mapping[str, Array]) -> dict[str, Array]:
     """Parameters with those of each tower's blocks, but for its last one, stacked.
 
